@@ -1,0 +1,106 @@
+/* collectives: communicators and what travels over them, behind one table: `self`, `mpi`.
+ *
+ * Every wait has a deadline: a dead or stuck peer becomes an error that names it. MPI is started by
+ * launch, never here. Buffers are host memory; who holds device memory stages it. */
+#ifndef TSR_COLLECTIVES_H
+#define TSR_COLLECTIVES_H
+
+#include "runtime/runtime.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct tsr_comm tsr_comm;
+
+/** How far apart two ranks are; the classes bytes are counted by. */
+typedef enum tsr_link {
+    TSR_LINK_SELF = 0,
+    TSR_LINK_INTRA_NODE,
+    TSR_LINK_IN_PLANE,
+    TSR_LINK_CROSS_PLANE,
+    TSR_LINKS
+} tsr_link;
+
+/** The communicator of one rank alone; every call succeeds without a message. */
+TSR_NODISCARD tsr_status tsr_comm_create_self(tsr_comm **comm_out);
+
+/** Collective; frees everything unless the communicator is dead, which then leaks on purpose. */
+void tsr_comm_destroy(tsr_comm **comm_p);
+
+int tsr_comm_rank(const tsr_comm *comm);
+int tsr_comm_size(const tsr_comm *comm);
+
+/** Ranks of this communicator on this node, and this rank's place among them. */
+int tsr_comm_local_rank(const tsr_comm *comm);
+int tsr_comm_local_size(const tsr_comm *comm);
+
+/** True once a call has failed in the transport: every later call is refused. */
+bool tsr_comm_is_dead(const tsr_comm *comm);
+
+/** Bytes this rank has sent over comm since its creation, by link class. */
+void tsr_comm_bytes(const tsr_comm *comm, int64_t bytes_out[TSR_LINKS]);
+
+/**
+ * Name what this process is doing, for the message its peers print when it gets stuck.
+ * text is copied (63 characters); step < 0: none. Threads: any.
+ */
+void tsr_comm_set_phase(const char *text, int64_t step);
+
+/**
+ * Make one verdict out of P local ones.
+ *
+ * The rank with local != TSR_OK keeps its code and message; the others get TSR_ERR_PEER and
+ * "rank R: message" of the lowest failing rank.
+ * Collective: on comm, blocking.
+ * Errors:     TSR_ERR_COMM, TSR_ERR_TIMEOUT if the transport failed: comm is dead.
+ */
+TSR_NODISCARD tsr_status tsr_comm_agree(tsr_comm *comm, tsr_status local);
+
+/** Wait for all ranks. Collective. */
+TSR_NODISCARD tsr_status tsr_comm_barrier(tsr_comm *comm);
+
+/** Copy bytes from root to all. Collective; sizes must be equal on all ranks. */
+TSR_NODISCARD tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root);
+
+typedef enum tsr_reduce {
+    TSR_REDUCE_SUM,
+    TSR_REDUCE_MAX,
+    TSR_REDUCE_MIN
+} tsr_reduce;
+
+/** In place; summed in the order of ranks 0 .. P-1, so that all ranks hold equal bits. Collective. */
+TSR_NODISCARD tsr_status tsr_comm_all_reduce_f64(tsr_comm *comm, double *values, int64_t count,
+                                                 tsr_reduce op);
+/** As above; sums wrap modulo 2^64. */
+TSR_NODISCARD tsr_status tsr_comm_all_reduce_u64(tsr_comm *comm, uint64_t *values, int64_t count,
+                                                 tsr_reduce op);
+
+/** Collect `bytes` from each rank into all[P, bytes], in rank order, on every rank. Collective. */
+TSR_NODISCARD tsr_status tsr_comm_all_gather(tsr_comm *comm, const void *mine, size_t bytes,
+                                             void *all);
+
+/**
+ * Sum a vector over ranks and leave each rank its own part, in place.
+ *
+ * Shapes:     values[cuts[P]] f32; rank r's part is elements cuts[r] .. cuts[r+1] - 1 (any may be
+ *             empty; cuts equal on all ranks). On return the own part holds the sum; the rest is
+ *             undefined.
+ * Order:      own part + rank r-1's + rank r-2's ... (mod P), f32: fixed for a given P.
+ * Memory:     chunks of a buffer made with the communicator; nothing is allocated.
+ * Collective: on comm, blocking.
+ * Errors:     TSR_ERR_ARG if cuts descend; TSR_ERR_COMM, TSR_ERR_TIMEOUT: comm is dead.
+ */
+TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *values,
+                                                     const int64_t *cuts);
+
+/** Inverse layout of the above: every rank's own part is copied to all, in place.
+ *  element_bytes: 4 or 2; cuts count elements. Collective. */
+TSR_NODISCARD tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values,
+                                                   size_t element_bytes, const int64_t *cuts);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,116 @@
+/* parallel: the mesh of ranks, the MoE layer, and the stage: the layers this rank runs.
+ *
+ * Pipelines, expert groups and placement get their place here; today a mesh is data-parallel and a
+ * stage is the whole model. Optimizer and checkpoints are siblings and stay out. */
+#ifndef TSR_PARALLEL_H
+#define TSR_PARALLEL_H
+
+#include "collectives/collectives.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Values of section [parallel]; 0 is filled in. */
+typedef struct tsr_parallel_config {
+    int64_t pp, dp, ep;
+    int placement; /* 0: ep, each expert where its owner is */
+} tsr_parallel_config;
+tsr_option_table tsr_parallel_options(tsr_parallel_config *config);
+
+/** This rank's coordinates, and the groups it belongs to (borrowed communicators). */
+typedef struct tsr_mesh {
+    int pp, dp, ep;                /* sizes; pp * dp * ep = ranks */
+    int pp_rank, dp_rank, ep_rank; /* coordinates */
+    tsr_comm *world;
+    tsr_comm *dense_group;  /* holds the same dense parameters: dp * ep ranks */
+    tsr_comm *expert_group; /* holds the same experts: dp ranks */
+} tsr_mesh;
+
+/**
+ * Fill in sizes and coordinates.
+ * Errors: TSR_ERR_ARG when the sizes do not multiply to the ranks (the valid ones are named);
+ *         TSR_ERR_UNSUPPORTED for pp > 1, ep > 1 and any placement that is not built yet, by name.
+ */
+TSR_NODISCARD tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world,
+                                         tsr_mesh *mesh_out);
+
+/** Sequences [begin, end) of a step's `global` that data-parallel rank `part` of `parts` takes. */
+void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_t *end);
+
+/** A pre-norm layer of routed experts (and shared ones), every expert on this rank, dropless. */
+typedef struct tsr_moe_stats {
+    double balance_loss; /* sum over sequences of E * sum_e f P, without coefficient */
+    double z_loss;       /* sum over tokens of logsumexp^2, without coefficient */
+    const int64_t *counts; /* [E] assignments of the last forward; host, borrowed from the layer */
+} tsr_moe_stats;
+TSR_NODISCARD tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_layer **out);
+/** Host copies of the last forward's figures; waits for the stream. */
+TSR_NODISCARD tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass,
+                                             tsr_moe_stats *stats_out);
+
+typedef enum tsr_recompute {
+    TSR_RECOMPUTE_NONE = 0,
+    TSR_RECOMPUTE_BLOCK /* keep only the residual between blocks; run them again in backward */
+} tsr_recompute;
+
+typedef struct tsr_stage_options {
+    const tsr_model_config *config;
+    const tsr_param_table *table;
+    tsr_device *device;
+    tsr_dtype dtype;
+    int64_t micro_batch, seq_len;
+    tsr_recompute recompute;
+    bool train;
+} tsr_stage_options;
+
+/** Sums over what a stage has run since they were last zeroed by the caller. */
+typedef struct tsr_stage_sums {
+    double loss;         /* over tokens, nats, cross-entropy alone */
+    double aux_loss;     /* over sequences: weighted balance and z losses, mean over MoE layers */
+    int64_t tokens, sequences;
+    double *counts;      /* [L,E] assignments; caller's memory, may be NULL */
+} tsr_stage_sums;
+
+typedef struct tsr_stage tsr_stage;
+TSR_NODISCARD tsr_status tsr_stage_create(const tsr_stage_options *options,
+                                          const tsr_weights *weights, tsr_stage **out);
+void tsr_stage_destroy(tsr_stage **stage_p);
+
+/** Device bytes of activations and scratch such a stage takes; nothing is allocated. */
+TSR_NODISCARD tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_t *bytes_out);
+
+/**
+ * Forward and backward of one micro-batch: gradients of
+ *   sum(token losses) * loss_scale + sum(sequence aux losses) * sequence_scale
+ * are written to the weights' gradients (accumulate: added).
+ *
+ * Shapes: tokens [batch, seq_len + 1] host memory; batch in [1, micro_batch].
+ * Errors: TSR_ERR_ARG, TSR_ERR_DEVICE. A loss that is not finite is no error: it shows in sums.
+ */
+TSR_NODISCARD tsr_status tsr_stage_train(tsr_stage *stage, const int32_t *tokens, int64_t batch,
+                                         bool accumulate, float loss_scale, float sequence_scale,
+                                         tsr_stage_sums *sums);
+
+/** Forward only, adding to sums. Shapes as above. */
+TSR_NODISCARD tsr_status tsr_stage_evaluate(tsr_stage *stage, const int32_t *tokens, int64_t batch,
+                                            tsr_stage_sums *sums);
+
+/** For generation: room for max_len positions of one sequence. */
+TSR_NODISCARD tsr_status tsr_stage_cache_create(tsr_stage *stage, int64_t max_len,
+                                                tsr_kv_cache *out);
+void tsr_stage_cache_destroy(tsr_stage *stage, tsr_kv_cache *cache);
+
+/**
+ * Append `count` tokens of one sequence (count <= micro_batch * seq_len, cache room checked) and
+ * give the logits [V] (host memory) that follow the last of them.
+ */
+TSR_NODISCARD tsr_status tsr_stage_next_logits(tsr_stage *stage, tsr_kv_cache *cache,
+                                               const int32_t *tokens, int64_t count,
+                                               float *logits_out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
