@@ -16,6 +16,13 @@
 extern "C" {
 #endif
 
+/* Limits of all backends; larger sizes are refused (TSR_ERR_ARG). */
+enum {
+    TSR_HEAD_DIM_MAX = 256, /* attention */
+    TSR_EXPERTS_MAX = 1024, /* routing */
+    TSR_TOP_K_MAX = 16
+};
+
 /* ---- matrix products ------------------------------------------------------------------------ */
 
 /** c[M,N] = op(a)[M,K] * op(b)[K,N], or c += ...; op transposes the stored matrix if asked. */
