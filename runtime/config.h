@@ -49,7 +49,8 @@ typedef struct tsr_option_table {
     void *target;
 } tsr_option_table;
 
-/** Errors found in one run file, each a line "FILE:LINE: text". Zeroed is empty. */
+/** Errors found in one run file, each a line "FILE:LINE: text". Zeroed is empty. Lines that do not
+ *  fit are only counted. */
 typedef struct tsr_config_errors {
     char text[8192];
     int count;
@@ -61,8 +62,9 @@ void tsr_config_error(tsr_config_errors *errors, const char *fmt, ...) TSR_PRINT
 /**
  * Fill the tables' structs from defaults, then text, then overrides ("section.key=value").
  *
- * file_name is used in messages and as the base of relative paths. Unknown keys name the nearest
- * known one; wrong types, values out of range, keys given twice and missing ones are all collected.
+ * file_name is used in messages and as the base of relative paths; those in overrides are relative
+ * to the working folder, as typed. Unknown keys name the nearest known one; wrong types, values out
+ * of range, keys given twice and missing ones are all collected. Of overrides the last one counts.
  * Errors: none by status; the caller checks errors->count.
  */
 void tsr_config_read(const char *text, const char *file_name, const char *const *overrides,
