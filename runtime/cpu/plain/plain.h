@@ -35,11 +35,8 @@ tsr_status tsr_plain_attention_forward(tsr_device *, const tsr_attention_args *,
 tsr_status tsr_plain_attention_backward(tsr_device *, const tsr_attention_args *, tsr_stream *);
 tsr_status tsr_plain_route_forward(tsr_device *, const tsr_route_args *, tsr_stream *);
 tsr_status tsr_plain_route_backward(tsr_device *, const tsr_route_args *, tsr_stream *);
-tsr_status tsr_plain_sort_by_expert(tsr_device *, const tsr_sort_args *, tsr_stream *);
 tsr_status tsr_plain_permute(tsr_device *, const tsr_permute_args *, tsr_stream *);
 tsr_status tsr_plain_unpermute(tsr_device *, const tsr_unpermute_args *, tsr_stream *);
-tsr_status tsr_plain_gather_f32(tsr_device *, const float *rows, const int32_t *row_of,
-                                int64_t count, float *out, tsr_stream *);
 tsr_status tsr_plain_embedding_forward(tsr_device *, const tsr_embedding_args *, tsr_stream *);
 tsr_status tsr_plain_embedding_backward(tsr_device *, const tsr_embedding_args *, tsr_stream *);
 tsr_status tsr_plain_cross_entropy(tsr_device *, const tsr_cross_entropy_args *, tsr_stream *);

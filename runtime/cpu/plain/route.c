@@ -1,0 +1,193 @@
+/* The router: scores, top-k choice, weights, balancing sums, and the gradient of all of them.
+ *
+ * Backward, for one token of sequence b with logits l, scores s, chosen experts i_k and weights
+ * w_k. First g = d loss / d s, the choice itself and f being constants: weights  w_k = scale s[i_k]
+ * / N, N = sum_j s[i_j] if renormalised, else 1: g[i_k] += scale / N (dw_k - sum_j dw_j s[i_j] /
+ * N), or scale dw_k; balance  a_e = aux_factor E f[b,e] / S is the gradient of a token's normalised
+ * score n_e. softmax: n = s, so g_e += a_e; sigmoid: n_e = s_e / M, M = sum_j s_j, so g_e += (a_e -
+ * sum_j a_j n_j) / M. Then the scores: softmax  dl_e = s_e (g_e - sum_j g_j s_j);      sigmoid dl_e
+ * = g_e s_e (1 - s_e). Last z = logsumexp(l), dz/dl_e = exp(l_e - z):  dl_e += 2 z_factor z exp(l_e
+ * - z). N and M get TINY added, which matters only when all sigmoids underflow. */
+#include "runtime/cpu/plain/plain.h"
+
+#include <math.h>
+
+#define TINY 1e-20
+
+static double log_sum_exp(const float *logits, int experts)
+{
+    double top = -INFINITY, sum = 0.0;
+
+    for (int e = 0; e < experts; ++e) {
+        top = fmax(top, (double)logits[e]);
+    }
+    for (int e = 0; e < experts; ++e) {
+        sum += exp((double)logits[e] - top);
+    }
+    return top + log(sum);
+}
+
+/* Best expert not yet among the count chosen ones; NaN ranks below all, ties go to the lower. */
+static int32_t next_best(const tsr_route_args *args, const float *scores, const int32_t *chosen,
+                         int count)
+{
+    int32_t best = -1;
+    double best_key = 0.0;
+
+    for (int32_t e = 0; e < args->experts; ++e) {
+        const double bias = args->bias != NULL ? (double)args->bias[e] : 0.0;
+        const double sum = (double)scores[e] + bias, key = isnan(sum) ? -INFINITY : sum;
+        bool is_taken = false;
+
+        for (int k = 0; k < count; ++k) {
+            is_taken = is_taken || chosen[k] == e;
+        }
+        if (!is_taken && (best < 0 || key > best_key)) {
+            best = e;
+            best_key = key;
+        }
+    }
+    return best;
+}
+
+static double chosen_sum(const tsr_route_args *args, const float *scores, const int32_t *index)
+{
+    double sum = TINY;
+
+    for (int k = 0; k < args->top_k; ++k) {
+        sum += (double)scores[index[k]];
+    }
+    return args->renormalize ? sum : 1.0;
+}
+
+static void route_token(const tsr_route_args *args, int64_t token)
+{
+    const float *logits = args->logits + token * args->experts;
+    float *scores = args->scores + token * args->experts;
+    int32_t *index = args->index + token * args->top_k;
+    const double z = log_sum_exp(logits, args->experts);
+
+    for (int e = 0; e < args->experts; ++e) {
+        const double l = (double)logits[e];
+
+        scores[e] = (float)(args->gate == TSR_GATE_SOFTMAX ? exp(l - z) : 1.0 / (1.0 + exp(-l)));
+    }
+    for (int k = 0; k < args->top_k; ++k) {
+        index[k] = next_best(args, scores, index, k);
+    }
+    const double sum = chosen_sum(args, scores, index);
+    for (int k = 0; k < args->top_k; ++k) {
+        args->weight[token * args->top_k + k] =
+            (float)((double)args->scale * (double)scores[index[k]] / sum);
+    }
+    if (args->z != NULL) {
+        args->z[token] = (float)z;
+    }
+}
+
+/* What the scores of a token are divided by to make them sum to one. */
+static double score_sum(const tsr_route_args *args, const float *scores)
+{
+    double sum = TINY;
+
+    for (int e = 0; e < args->experts; ++e) {
+        sum += (double)scores[e];
+    }
+    return args->gate == TSR_GATE_SOFTMAX ? 1.0 : sum;
+}
+
+static void sum_sequence(const tsr_route_args *args, int64_t sequence)
+{
+    const int counted = args->aux == TSR_AUX_SWITCH ? args->top_k : 1;
+    const int64_t first = sequence * args->seq_len, experts = args->experts;
+
+    for (int64_t e = 0; e < experts; ++e) {
+        double score_total = 0.0;
+        int64_t count = 0;
+
+        for (int64_t token = first; token < first + args->seq_len; ++token) {
+            const float *scores = args->scores + token * experts;
+
+            score_total += (double)scores[e] / score_sum(args, scores);
+            for (int k = 0; k < args->top_k; ++k) {
+                const bool is_chosen = args->index[token * args->top_k + k] == (int32_t)e;
+
+                args->counts[e] += is_chosen;
+                count += is_chosen && k < counted;
+            }
+        }
+        args->balance[sequence * experts + e] =
+            (float)((double)count / (double)(args->seq_len * counted));
+        args->score_means[sequence * experts + e] = (float)(score_total / (double)args->seq_len);
+    }
+}
+
+tsr_status tsr_plain_route_forward(tsr_device *device, const tsr_route_args *args,
+                                   tsr_stream *stream)
+{
+    (void)device;
+    (void)stream;
+    for (int64_t token = 0; token < args->tokens; ++token) {
+        route_token(args, token);
+    }
+    memset(args->counts, 0, (size_t)args->experts * sizeof *args->counts);
+    for (int64_t sequence = 0; sequence * args->seq_len < args->tokens; ++sequence) {
+        sum_sequence(args, sequence);
+    }
+    return TSR_OK;
+}
+
+/* g of the head of this file. */
+static void score_gradient(const tsr_route_args *args, int64_t token, double *g)
+{
+    const float *scores = args->scores + token * args->experts;
+    const float *balance = args->balance + token / args->seq_len * args->experts;
+    const int32_t *index = args->index + token * args->top_k;
+    const float *dweight = args->dweight + token * args->top_k;
+    const double n = chosen_sum(args, scores, index), m = score_sum(args, scores);
+    const double a = (double)args->aux_factor * args->experts / (double)args->seq_len;
+    double weight_mean = 0.0, balance_mean = 0.0;
+
+    for (int k = 0; k < args->top_k && args->renormalize; ++k) {
+        weight_mean += (double)dweight[k] * (double)scores[index[k]] / n;
+    }
+    for (int e = 0; e < args->experts && args->gate == TSR_GATE_SIGMOID; ++e) {
+        balance_mean += a * (double)balance[e] * (double)scores[e] / m;
+    }
+    for (int e = 0; e < args->experts; ++e) {
+        g[e] = (a * (double)balance[e] - balance_mean) / m;
+    }
+    for (int k = 0; k < args->top_k; ++k) {
+        g[index[k]] += (double)args->scale / n * ((double)dweight[k] - weight_mean);
+    }
+}
+
+tsr_status tsr_plain_route_backward(tsr_device *device, const tsr_route_args *args,
+                                    tsr_stream *stream)
+{
+    (void)device;
+    (void)stream;
+    for (int64_t token = 0; token < args->tokens; ++token) {
+        const float *logits = args->logits + token * args->experts;
+        const float *scores = args->scores + token * args->experts;
+        double g[TSR_EXPERTS_MAX], mean = 0.0;
+
+        score_gradient(args, token, g);
+        for (int e = 0; e < args->experts; ++e) {
+            mean += g[e] * (double)scores[e];
+        }
+        for (int e = 0; e < args->experts; ++e) {
+            const double s = (double)scores[e];
+            double dlogit =
+                args->gate == TSR_GATE_SOFTMAX ? s * (g[e] - mean) : g[e] * s * (1.0 - s);
+
+            if (args->z_factor != 0.0f) {
+                const double z = (double)args->z[token];
+
+                dlogit += 2.0 * (double)args->z_factor * z * exp((double)logits[e] - z);
+            }
+            args->dlogits[token * args->experts + e] = (float)dlogit;
+        }
+    }
+    return TSR_OK;
+}
