@@ -63,13 +63,9 @@ TSR_NODISCARD tsr_status tsr_comm_barrier(tsr_comm *comm);
 /** Copy bytes from root to all. Collective; sizes must be equal on all ranks. */
 TSR_NODISCARD tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root);
 
-typedef enum tsr_reduce {
-    TSR_REDUCE_SUM,
-    TSR_REDUCE_MAX,
-    TSR_REDUCE_MIN
-} tsr_reduce;
+typedef enum tsr_reduce { TSR_REDUCE_SUM, TSR_REDUCE_MAX, TSR_REDUCE_MIN } tsr_reduce;
 
-/** In place; summed in the order of ranks 0 .. P-1, so that all ranks hold equal bits. Collective. */
+/** In place; summed in the order of ranks 0 .. P-1: all ranks hold equal bits. Collective. */
 TSR_NODISCARD tsr_status tsr_comm_all_reduce_f64(tsr_comm *comm, double *values, int64_t count,
                                                  tsr_reduce op);
 /** As above; sums wrap modulo 2^64. */

@@ -15,4 +15,8 @@
 TSR_NODISCARD tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s,
                                              tsr_comm **comm_out);
 
+/** For tests and benchmarks: cut large transfers on comm into messages of at most about `bytes` >
+ * 0. Equal on all ranks; other backends have no messages and ignore it. */
+void tsr_comm_set_message_bytes(tsr_comm *comm, size_t bytes);
+
 #endif

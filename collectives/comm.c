@@ -1,0 +1,224 @@
+#include "collectives/comm_impl.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <string.h>
+
+static pthread_mutex_t phase_lock = PTHREAD_MUTEX_INITIALIZER;
+static char phase_text[TSR_PHASE_MAX];
+static int64_t phase_step = -1;
+
+void tsr_comm_set_phase(const char *text, int64_t step)
+{
+    (void)pthread_mutex_lock(&phase_lock);
+    strncpy(phase_text, text, sizeof phase_text - 1);
+    phase_step = step;
+    (void)pthread_mutex_unlock(&phase_lock);
+}
+
+int64_t tsr_comm_phase(char *text_out)
+{
+    (void)pthread_mutex_lock(&phase_lock);
+    const int64_t step = phase_step;
+    memcpy(text_out, phase_text, sizeof phase_text);
+    (void)pthread_mutex_unlock(&phase_lock);
+    return step;
+}
+
+int tsr_comm_rank(const tsr_comm *comm)
+{
+    return comm->rank;
+}
+
+int tsr_comm_size(const tsr_comm *comm)
+{
+    return comm->size;
+}
+
+int tsr_comm_local_rank(const tsr_comm *comm)
+{
+    return comm->local_rank;
+}
+
+int tsr_comm_local_size(const tsr_comm *comm)
+{
+    return comm->local_size;
+}
+
+bool tsr_comm_is_dead(const tsr_comm *comm)
+{
+    return comm->is_dead;
+}
+
+void tsr_comm_bytes(const tsr_comm *comm, int64_t bytes_out[TSR_LINKS])
+{
+    memcpy(bytes_out, comm->bytes, sizeof comm->bytes);
+}
+
+void tsr_comm_destroy(tsr_comm **comm_p)
+{
+    if (*comm_p != NULL) {
+        (*comm_p)->ops->destroy(*comm_p);
+        *comm_p = NULL;
+    }
+}
+
+static tsr_status check_alive(const tsr_comm *comm)
+{
+    TSR_CHECK(!comm->is_dead, TSR_ERR_COMM,
+              "the %s communicator of %d ranks has failed before and takes no more calls",
+              comm->ops->name, comm->size);
+    return TSR_OK;
+}
+
+/* The same payload goes to every other rank. */
+static void count_to_all(tsr_comm *comm, size_t bytes)
+{
+    for (int peer = 0; peer < comm->size; ++peer) {
+        if (peer != comm->rank) {
+            comm->bytes[comm->link[peer]] += (int64_t)bytes;
+        }
+    }
+}
+
+tsr_status tsr_comm_agree(tsr_comm *comm, tsr_status local)
+{
+    TSR_TRY(check_alive(comm));
+    return comm->ops->agree(comm, local);
+}
+
+tsr_status tsr_comm_barrier(tsr_comm *comm)
+{
+    TSR_TRY(check_alive(comm));
+    return comm->ops->barrier(comm);
+}
+
+tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_CHECK(root >= 0 && root < comm->size, TSR_ERR_ARG, "root = %d, must be in [0, %d)", root,
+              comm->size);
+    if (comm->rank == root) {
+        count_to_all(comm, bytes);
+    }
+    return bytes == 0 ? TSR_OK : comm->ops->broadcast(comm, buffer, bytes, root);
+}
+
+tsr_status tsr_comm_all_gather(tsr_comm *comm, const void *mine, size_t bytes, void *all)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_CHECK(bytes <= SIZE_MAX / 2 / (size_t)comm->size, TSR_ERR_ARG,
+              "bytes = %zu from each of %d ranks do not fit memory", bytes, comm->size);
+    count_to_all(comm, bytes);
+    return bytes == 0 ? TSR_OK : comm->ops->all_gather(comm, mine, bytes, all);
+}
+
+static double combine_f64(double sum, double value, tsr_reduce op)
+{
+    switch (op) {
+    case TSR_REDUCE_MAX:
+        return value > sum ? value : sum;
+    case TSR_REDUCE_MIN:
+        return value < sum ? value : sum;
+    default:
+        return sum + value;
+    }
+}
+
+static uint64_t combine_u64(uint64_t sum, uint64_t value, tsr_reduce op)
+{
+    switch (op) {
+    case TSR_REDUCE_MAX:
+        return value > sum ? value : sum;
+    case TSR_REDUCE_MIN:
+        return value < sum ? value : sum;
+    default:
+        return sum + value;
+    }
+}
+
+/* Both reductions gather the ranks' values and combine them in rank order on every rank: equal bits
+ * everywhere whatever algorithm the transport uses. Bounded memory: piece by piece. */
+enum { PIECE = TSR_COMM_PIECE_BYTES / 8 };
+
+static int64_t piece_length(int64_t count, int64_t at)
+{
+    return count - at < PIECE ? count - at : PIECE;
+}
+
+tsr_status tsr_comm_all_reduce_f64(tsr_comm *comm, double *values, int64_t count, tsr_reduce op)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_CHECK(count >= 0, TSR_ERR_ARG, "count = %" PRId64 ", must be >= 0", count);
+    for (int64_t at = 0; comm->size > 1 && at < count; at += PIECE) {
+        const int64_t n = piece_length(count, at);
+        const double *all = (const double *)(const void *)comm->scratch;
+
+        TSR_TRY(tsr_comm_all_gather(comm, values + at, (size_t)n * sizeof *values, comm->scratch));
+        for (int64_t i = 0; i < n; ++i) {
+            double sum = all[i];
+            for (int peer = 1; peer < comm->size; ++peer) {
+                sum = combine_f64(sum, all[peer * n + i], op);
+            }
+            values[at + i] = sum;
+        }
+    }
+    return TSR_OK;
+}
+
+tsr_status tsr_comm_all_reduce_u64(tsr_comm *comm, uint64_t *values, int64_t count, tsr_reduce op)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_CHECK(count >= 0, TSR_ERR_ARG, "count = %" PRId64 ", must be >= 0", count);
+    for (int64_t at = 0; comm->size > 1 && at < count; at += PIECE) {
+        const int64_t n = piece_length(count, at);
+        const uint64_t *all = (const uint64_t *)(const void *)comm->scratch;
+
+        TSR_TRY(tsr_comm_all_gather(comm, values + at, (size_t)n * sizeof *values, comm->scratch));
+        for (int64_t i = 0; i < n; ++i) {
+            uint64_t sum = all[i];
+            for (int peer = 1; peer < comm->size; ++peer) {
+                sum = combine_u64(sum, all[peer * n + i], op);
+            }
+            values[at + i] = sum;
+        }
+    }
+    return TSR_OK;
+}
+
+static tsr_status check_cuts(const int64_t *cuts, int size)
+{
+    TSR_CHECK(cuts[0] >= 0, TSR_ERR_ARG, "cuts[0] = %" PRId64 ", must be >= 0", cuts[0]);
+    for (int part = 0; part < size; ++part) {
+        TSR_CHECK(cuts[part + 1] >= cuts[part], TSR_ERR_ARG,
+                  "cuts[%d] = %" PRId64 " is below cuts[%d] = %" PRId64 ", cuts must ascend",
+                  part + 1, cuts[part + 1], part, cuts[part]);
+    }
+    TSR_CHECK(cuts[size] <= INT64_MAX / 8, TSR_ERR_ARG, "cuts[%d] = %" PRId64 " is too long", size,
+              cuts[size]);
+    return TSR_OK;
+}
+
+tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_TRY(check_cuts(cuts, comm->size));
+    for (int peer = 0; peer < comm->size; ++peer) {
+        if (peer != comm->rank) {
+            comm->bytes[comm->link[peer]] +=
+                (cuts[peer + 1] - cuts[peer]) * (int64_t)sizeof *values;
+        }
+    }
+    return comm->ops->reduce_scatter_f32(comm, values, cuts);
+}
+
+tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
+                                     const int64_t *cuts)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_CHECK(element_bytes == 2 || element_bytes == 4, TSR_ERR_ARG,
+              "element_bytes = %zu, must be 2 or 4", element_bytes);
+    TSR_TRY(check_cuts(cuts, comm->size));
+    count_to_all(comm, (size_t)(cuts[comm->rank + 1] - cuts[comm->rank]) * element_bytes);
+    return comm->ops->all_gather_parts(comm, values, element_bytes, cuts);
+}

@@ -1,0 +1,40 @@
+/* The table behind collectives.h; for collectives and its backends only.
+ *
+ * The front end (comm.c) validates, refuses dead communicators and counts bytes; a backend gets
+ * valid arguments. Every entry is required. A backend whose transport fails sets is_dead. */
+#ifndef TSR_COMM_IMPL_H
+#define TSR_COMM_IMPL_H
+
+#include "collectives/collectives.h"
+
+enum {
+    TSR_COMM_PIECE_BYTES = 8192, /* of one rank in all-reduce: scratch holds P of them */
+    TSR_PHASE_MAX = 64           /* bytes of a phase's text with its end */
+};
+
+typedef struct tsr_comm_ops {
+    const char *name;
+    tsr_status (*agree)(tsr_comm *comm, tsr_status local);
+    tsr_status (*barrier)(tsr_comm *comm);
+    tsr_status (*broadcast)(tsr_comm *comm, void *buffer, size_t bytes, int root);
+    tsr_status (*all_gather)(tsr_comm *comm, const void *mine, size_t bytes, void *all);
+    tsr_status (*reduce_scatter_f32)(tsr_comm *comm, float *values, const int64_t *cuts);
+    tsr_status (*all_gather_parts)(tsr_comm *comm, void *values, size_t element_bytes,
+                                   const int64_t *cuts);
+    void (*destroy)(tsr_comm *comm);
+} tsr_comm_ops;
+
+struct tsr_comm { /* base of every backend's communicator */
+    const tsr_comm_ops *ops;
+    int rank, size, local_rank, local_size;
+    double timeout_s;
+    bool is_dead;              /* a transport call failed: every later call is refused */
+    const unsigned char *link; /* [P] tsr_link to each rank; the backend's memory */
+    char *scratch;             /* [P, TSR_COMM_PIECE_BYTES]; the backend's; NULL if P is 1 */
+    int64_t bytes[TSR_LINKS];
+};
+
+/** Copy the phase set last into text_out (TSR_PHASE_MAX bytes) and give its step. */
+int64_t tsr_comm_phase(char *text_out);
+
+#endif

@@ -1,0 +1,3 @@
+tsr_add_mpi_test(collectives.exchange
+  SOURCES collectives/test_exchange.c
+  RANKS 1 2 3 4)
