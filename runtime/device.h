@@ -48,6 +48,10 @@ const char *tsr_device_description(const tsr_device *device);
 /** Is bf16 multiplied by the hardware here, so that it is worth using? */
 bool tsr_device_has_fast_bf16(const tsr_device *device);
 
+/** May the host read and write this device's memory as its own once the stream has been waited for?
+ *  Then no staging copy is needed. */
+bool tsr_device_is_host(const tsr_device *device);
+
 /** Zero-filled device memory, 64-byte aligned, counted under tag. Free with tsr_device_free(). */
 TSR_NODISCARD tsr_status tsr_device_alloc(tsr_device *device, tsr_mem_tag tag, size_t bytes,
                                           void **out);
