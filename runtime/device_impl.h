@@ -57,10 +57,14 @@ typedef struct tsr_device_ops {
     tsr_status (*adamw)(tsr_device *, const tsr_adamw_args *, tsr_stream *);
 } tsr_device_ops;
 
+/** Refuse a table that lacks a required entry, by the entry's name (TSR_ERR_INTERNAL). */
+TSR_NODISCARD tsr_status tsr_device_check_table(const tsr_device_ops *ops, const char *name);
+
 struct tsr_device { /* base of every backend's device */
     const tsr_device_ops *ops;
     int threads;
     bool has_fast_bf16;
+    bool is_host; /* its memory is the host's own */
     char name[32];
     char description[128];
 };

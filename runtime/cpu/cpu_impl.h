@@ -4,7 +4,8 @@
 
 #include "runtime/device_impl.h"
 
-typedef struct tsr_gemm_cache tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_onednn.c */
+typedef struct tsr_gemm_cache
+    tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_onednn.c */
 
 typedef struct tsr_cpu_device {
     tsr_device base;
@@ -12,6 +13,9 @@ typedef struct tsr_cpu_device {
     void *scratch; /* for kernels that need some: grown by the *_reserve calls only */
     size_t scratch_bytes;
 } tsr_cpu_device;
+
+/** Open the cpu device of this name: "cpu", or one instruction set; see runtime/device.h. */
+TSR_NODISCARD tsr_status tsr_cpu_open(const char *name, int threads, tsr_device **out);
 
 /** Grow the device's scratch to at least bytes (kept until close). Not on the step path. */
 TSR_NODISCARD tsr_status tsr_cpu_scratch_reserve(tsr_device *device, size_t bytes);

@@ -1,0 +1,215 @@
+#include "runtime/cpu/cpu_impl.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+static bool has_bf16(void)
+{
+    return __builtin_cpu_supports("avx512bf16");
+}
+#else
+static bool has_bf16(void)
+{
+    return false;
+}
+#endif
+
+static const struct variant {
+    const char *name;
+    bool (*is_supported)(void);
+    const tsr_device_ops *(*table)(void);
+} variants[] = {
+/* best first: the alias "cpu" takes the first that runs here */
+#if defined(__x86_64__)
+    {"cpu:avx512", has_avx512, tsr_avx512_table},
+    {"cpu:avx2", has_avx2, tsr_avx2_table},
+#endif
+    {"cpu:generic", always, tsr_generic_table},
+    {"cpu:plain", always, tsr_plain_table},
+};
+
+static tsr_status find_variant(const char *name, const struct variant **out)
+{
+    const bool is_alias = strcmp(name, "cpu") == 0;
+
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; ++i) {
+        if (is_alias || strcmp(name, variants[i].name) == 0) {
+            if (variants[i].is_supported()) {
+                *out = &variants[i];
+                return TSR_OK;
+            }
+            TSR_CHECK(is_alias, TSR_ERR_UNSUPPORTED,
+                      "device = %s: this processor lacks the instructions, use cpu", name);
+        }
+    }
+    TSR_CHECK(strcmp(name, "cpu:avx2") != 0 && strcmp(name, "cpu:avx512") != 0, TSR_ERR_UNSUPPORTED,
+              "device = %s is built for x86-64 only, use cpu", name);
+    return TSR_FAIL(TSR_ERR_ARG,
+                    "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512 or cpu:plain",
+                    name);
+}
+
+/* The processor's name as the kernel knows it; where it says nothing, the device's name stays. */
+static void describe(tsr_device *device)
+{
+    char line[256];
+    FILE *info = fopen("/proc/cpuinfo", "r");
+
+    (void)snprintf(device->description, sizeof device->description, "%s", device->name);
+    while (info != NULL && fgets(line, sizeof line, info) != NULL) {
+        const char *value = strchr(line, ':');
+
+        if (strncmp(line, "model name", 10) == 0 && value != NULL) {
+            (void)snprintf(device->description, sizeof device->description, "%.*s",
+                           (int)strcspn(value + 2, "\n"), value + 2);
+            break;
+        }
+    }
+    if (info != NULL) {
+        (void)fclose(info);
+    }
+}
+
+tsr_status tsr_cpu_open(const char *name, int threads, tsr_device **out)
+{
+    const struct variant *variant = NULL;
+    tsr_cpu_device *self = NULL;
+    tsr_status st = TSR_OK;
+
+    TSR_TRY(find_variant(name, &variant));
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *self, (void **)&self));
+    self->base.ops = variant->table();
+    self->base.threads = threads;
+    self->base.has_fast_bf16 = has_bf16();
+    self->base.is_host = true;
+    (void)snprintf(self->base.name, sizeof self->base.name, "%s", variant->name);
+    describe(&self->base);
+    *out = &self->base;
+    return st;
+}
+
+void tsr_cpu_close(tsr_device *device)
+{
+    tsr_cpu_device *self = (tsr_cpu_device *)device;
+
+    tsr_mem_free(self->scratch);
+    tsr_mem_free(self);
+}
+
+tsr_status tsr_cpu_scratch_reserve(tsr_device *device, size_t bytes)
+{
+    tsr_cpu_device *self = (tsr_cpu_device *)device;
+    void *larger = NULL;
+
+    if (bytes <= self->scratch_bytes) {
+        return TSR_OK;
+    }
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_WORKSPACE, bytes, &larger));
+    tsr_mem_free(self->scratch);
+    self->scratch = larger;
+    self->scratch_bytes = bytes;
+    return TSR_OK;
+}
+
+tsr_status tsr_cpu_alloc(tsr_device *device, tsr_mem_tag tag, size_t bytes, void **out)
+{
+    (void)device;
+    return tsr_mem_alloc(tag, bytes, out);
+}
+
+void tsr_cpu_free(tsr_device *device, void *block)
+{
+    (void)device;
+    tsr_mem_free(block);
+}
+
+tsr_status tsr_cpu_stream_create(tsr_device *device, tsr_stream **out)
+{
+    tsr_stream *stream = NULL;
+
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *stream, (void **)&stream));
+    stream->device = device;
+    *out = stream;
+    return TSR_OK;
+}
+
+void tsr_cpu_stream_destroy(tsr_stream *stream)
+{
+    tsr_mem_free(stream);
+}
+
+tsr_status tsr_cpu_stream_wait(tsr_stream *stream)
+{
+    (void)stream;
+    return TSR_OK;
+}
+
+tsr_status tsr_cpu_event_create(tsr_device *device, tsr_event **out)
+{
+    tsr_event *event = NULL;
+
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *event, (void **)&event));
+    event->device = device;
+    *out = event;
+    return TSR_OK;
+}
+
+void tsr_cpu_event_destroy(tsr_event *event)
+{
+    tsr_mem_free(event);
+}
+
+tsr_status tsr_cpu_event_record(tsr_event *event, tsr_stream *stream)
+{
+    (void)event;
+    (void)stream;
+    return TSR_OK;
+}
+
+tsr_status tsr_cpu_stream_wait_event(tsr_stream *stream, tsr_event *event)
+{
+    (void)stream;
+    (void)event;
+    return TSR_OK;
+}
+
+tsr_status tsr_cpu_event_wait(tsr_event *event)
+{
+    (void)event;
+    return TSR_OK;
+}
+
+tsr_status tsr_cpu_copy(tsr_device *device, void *to, const void *from, size_t bytes,
+                        tsr_copy_kind kind, tsr_stream *stream)
+{
+    (void)device;
+    (void)kind;
+    (void)stream;
+    memmove(to, from, bytes);
+    return TSR_OK;
+}
+
+tsr_status tsr_cpu_zero(tsr_device *device, void *block, size_t bytes, tsr_stream *stream)
+{
+    (void)device;
+    (void)stream;
+    memset(block, 0, bytes);
+    return TSR_OK;
+}

@@ -1,0 +1,35 @@
+# The front ends and the cpu device. Paths are relative to runtime/.
+target_sources(tsr_runtime PRIVATE
+  device.c
+  ops_gemm.c
+  ops_profile.c
+  cpu/cpu_device.c
+  cpu/plain/attention.c
+  cpu/plain/norm.c
+  cpu/plain/permute.c
+  cpu/plain/rope.c
+  cpu/plain/route.c
+  cpu/plain/swiglu.c
+  cpu/sort.c
+  cpu/plain/table.c)
+
+# Vector kernels: each file is compiled once per instruction set, with TSR_ISA set to its name.
+set(TSR_SIMD_SOURCES
+  cpu/simd/table.c)
+
+set(TSR_SIMD_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
+
+function(tsr_add_simd isa)
+  add_library(tsr_simd_${isa} OBJECT ${TSR_SIMD_SOURCES})
+  target_link_libraries(tsr_simd_${isa} PRIVATE tsr_flags OpenMP::OpenMP_C)
+  target_compile_definitions(tsr_simd_${isa} PRIVATE TSR_ISA=${isa})
+  target_compile_options(tsr_simd_${isa} PRIVATE ${TSR_SIMD_FLAGS} ${ARGN})
+  target_sources(tsr_runtime PRIVATE $<TARGET_OBJECTS:tsr_simd_${isa}>)
+endfunction()
+
+tsr_add_simd(generic)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  tsr_add_simd(avx2 -mavx2 -mfma)
+  tsr_add_simd(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
+    -mprefer-vector-width=512)
+endif()
