@@ -1,0 +1,104 @@
+#include "launch/banner.h"
+
+#include "launch/metrics.h"
+
+#include <unistd.h>
+
+static const double gib = 1.0 / 1073741824.0;
+
+static void print_model(const settings *s, const tsr_param_table *table)
+{
+    const tsr_model_config *m = &s->model;
+    char all[16], active[16], flops[16];
+
+    tsr_log(TSR_LOG_INFO, "model      mixtral, d %lld, %lld layers, %lld heads (%lld kv) of %lld, vocab %lld",
+            (long long)m->hidden_size, (long long)m->num_hidden_layers,
+            (long long)m->num_attention_heads, (long long)m->num_key_value_heads,
+            (long long)m->head_dim, (long long)m->vocab_size);
+    if (m->num_experts > 0) {
+        tsr_log(TSR_LOG_INFO, "experts    %lld, %lld a token, width %lld%s",
+                (long long)m->num_experts, (long long)m->num_experts_per_tok,
+                (long long)m->moe_intermediate_size,
+                m->n_shared_experts > 0 ? ", and shared ones" : "");
+    }
+    const double per_token = tsr_model_train_flops_per_token(m, table, s->data.seq_len);
+    tsr_log(TSR_LOG_INFO, "size       %s parameters, %s active; %sFLOP a token of training",
+            metrics_short((double)tsr_model_parameters(table), all),
+            metrics_short((double)tsr_model_active_parameters(m, table), active),
+            metrics_short(per_token, flops));
+}
+
+static void print_data(const settings *s, const tsr_data *train, const tsr_data *valid)
+{
+    const double tokens_per_step = (double)s->train.global_batch * (double)s->data.seq_len;
+    const double all = tokens_per_step * (double)s->train.steps;
+    char have[16], checked[16], step[16], whole[16];
+
+    if (train != NULL) {
+        tsr_log(TSR_LOG_INFO, "data       %s tokens to train on, %s to validate on",
+                metrics_short((double)tsr_data_tokens(train), have),
+                metrics_short(valid != NULL ? (double)tsr_data_tokens(valid) : 0.0, checked));
+    }
+    tsr_log(TSR_LOG_INFO, "steps      %lld of %s tokens: %s tokens%s", (long long)s->train.steps,
+            metrics_short(tokens_per_step, step), metrics_short(all, whole),
+            s->train.recompute == TSR_RECOMPUTE_BLOCK ? ", recomputing blocks" : "");
+    if (train != NULL) {
+        tsr_log(TSR_LOG_INFO, "epochs     %.2f", all / (double)tsr_data_tokens(train));
+    }
+}
+
+static tsr_status print_memory(const settings *s, int ranks)
+{
+    trainer_plan p;
+    const double machine =
+        (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+
+    TSR_TRY(trainer_estimate(s, ranks, &p));
+    tsr_log(TSR_LOG_INFO,
+            "memory     %.2f GiB a rank: weights %.2f, gradients %.2f, optimizer %.2f, activations %.2f, "
+            "checkpoint staging %.2f; this machine has %.1f GiB",
+            (double)p.total * gib, (double)p.weights * gib, (double)p.gradients * gib,
+            (double)p.optimizer * gib, (double)p.activations * gib, (double)p.staging * gib,
+            machine * gib);
+    return TSR_OK;
+}
+
+tsr_status banner_run(trainer *t, const tsr_data *train, const tsr_data *valid)
+{
+    const settings *s = t->s;
+    const int ranks = tsr_comm_size(t->w->comm);
+    char peak[16];
+
+    tsr_log(TSR_LOG_INFO, "tessera    %s", TSR_VERSION);
+    tsr_log(TSR_LOG_INFO, "ranks      %d (pp %d x dp %d x ep %d), %d thread%s each, compute %s",
+            ranks, t->mesh.pp, t->mesh.dp, t->mesh.ep, tsr_device_threads(t->device),
+            tsr_device_threads(t->device) == 1 ? "" : "s", tsr_dtype_name(t->dtype));
+    tsr_log(TSR_LOG_INFO, "device     %s, %s; GEMM peak of all ranks %sFLOP/s",
+            tsr_device_name(t->device), tsr_device_description(t->device),
+            metrics_short(t->peak_flops, peak));
+    if (t->dtype == TSR_BF16 && !tsr_device_has_fast_bf16(t->device)) {
+        tsr_log(TSR_LOG_WARN, "this processor has no bf16 multiply: f32 would be faster here");
+    }
+    print_model(s, &t->table);
+    print_data(s, train, valid);
+    TSR_TRY(tsr_comm_agree(t->w->comm, print_memory(s, ranks)));
+    tsr_log(TSR_LOG_INFO, "run folder %s", s->run.dir);
+    return TSR_OK;
+}
+
+tsr_status banner_plan(const settings *s, const world *w, const tsr_data *train,
+                       const tsr_data *valid)
+{
+    const int ranks = tsr_comm_size(w->comm);
+    tsr_param_table table = {0};
+    tsr_mesh mesh;
+
+    TSR_TRY(tsr_mesh_create(&s->parallel, w->comm, &mesh));
+    TSR_TRY(tsr_comm_agree(w->comm, tsr_param_table_create(&s->model, &table)));
+    tsr_log(TSR_LOG_INFO, "plan for   %d ranks (pp %d x dp %d x ep %d), compute %s", ranks, mesh.pp,
+            mesh.dp, mesh.ep, tsr_dtype_name((tsr_dtype)s->precision.compute));
+    print_model(s, &table);
+    print_data(s, train, valid);
+    tsr_param_table_destroy(&table);
+    return tsr_comm_agree(w->comm, print_memory(s, ranks));
+}

@@ -1,0 +1,411 @@
+/* `tessera train`: from the run file to the last checkpoint. */
+#include "launch/banner.h"
+#include "launch/cli.h"
+#include "launch/metrics.h"
+#include "launch/trainer.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+typedef struct train_run {
+    settings s;
+    world *w;
+    trainer t;
+    tsr_data *train_data, *valid_data;
+    tsr_ckpt_writer *writer;
+    metrics shown;
+    char *config_text;
+    int64_t first_step; /* steps done before this start */
+    int64_t saved_step; /* newest step handed to the writer */
+} train_run;
+
+static const cli_option train_options[] = {
+    {"set", "section.key=value", "override one key of the run file; may be given again"},
+    {"resume", "latest|auto|PATH",
+     "continue: from the newest checkpoint of run.dir (auto: if there is one), or from PATH"},
+    {"print-config", NULL, "print the resolved run file and stop"},
+    {"help-config", NULL, "print all keys of a run file and stop"},
+    {"dry-run", NULL, "check files and memory, print the plan and stop"},
+    {NULL, NULL, NULL},
+};
+
+/* ---- samples -------------------------------------------------------------------------------- */
+
+static tsr_status next_sample(void *context, int64_t index, int32_t *tokens_out)
+{
+    const train_run *run = context;
+
+    return tsr_data_sample(run->train_data, (uint64_t)run->s.run.seed, index, tokens_out);
+}
+
+static tsr_status open_data(train_run *run)
+{
+    const settings *s = &run->s;
+
+    TSR_CHECK(s->data.train[0] != '\0', TSR_ERR_ARG,
+              "data.train names no file; ./launch/corpus/make_corpus.py DIR makes a text to try");
+    TSR_TRY(tsr_data_open(s->data.train, s->data.seq_len, s->model.vocab_size, &run->train_data));
+    if (s->data.valid[0] != '\0') {
+        TSR_TRY(
+            tsr_data_open(s->data.valid, s->data.seq_len, s->model.vocab_size, &run->valid_data));
+    }
+    return TSR_OK;
+}
+
+/* ---- run folder and resuming ----------------------------------------------------------------- */
+
+static tsr_status make_folder(const char *path)
+{
+    char part[TSR_TEXT_MAX];
+
+    for (size_t i = 1; i <= strlen(path) && i < sizeof part; ++i) {
+        if (path[i] == '/' || path[i] == '\0') {
+            memcpy(part, path, i);
+            part[i] = '\0';
+            TSR_CHECK(mkdir(part, 0777) == 0 || errno == EEXIST, TSR_ERR_IO,
+                      "run.dir: cannot make %s: %s", part, strerror(errno));
+        }
+    }
+    return TSR_OK;
+}
+
+static void report_problem(void *context, const char *text)
+{
+    (void)context;
+    tsr_log(TSR_LOG_WARN, "%s", text);
+}
+
+/* Rank 0 looks for the checkpoint to start from; path is empty for a fresh start. */
+static tsr_status choose_checkpoint(const train_run *run, const char *resume, char *path)
+{
+    const char *dir = run->s.run.dir;
+    const bool by_name = resume != NULL && strcmp(resume, "latest") != 0 &&
+                         strcmp(resume, "auto") != 0;
+    tsr_ckpt_info info = {0};
+    struct stat about;
+    bool found = false;
+
+    path[0] = '\0';
+    if (!by_name && stat(dir, &about) != 0 && errno == ENOENT) {
+        TSR_CHECK(resume == NULL || strcmp(resume, "latest") != 0, TSR_ERR_FORMAT,
+                  "--resume latest: %s does not exist; --resume auto starts afresh then", dir);
+        return TSR_OK;
+    }
+    if (resume == NULL) {
+        tsr_ckpt_entry *entries = NULL;
+        int count = 0, complete = 0;
+
+        TSR_TRY(tsr_ckpt_list(dir, &entries, &count));
+        for (int i = 0; i < count; ++i) {
+            complete += entries[i].has_manifest;
+        }
+        tsr_mem_free(entries);
+        TSR_CHECK(complete == 0, TSR_ERR_ARG,
+                  "%s holds %d checkpoint%s already: add --resume latest to continue, or choose another "
+                  "run.dir",
+                  dir, complete, complete == 1 ? "" : "s");
+        return TSR_OK;
+    }
+    TSR_TRY(tsr_ckpt_find(by_name ? resume : dir, report_problem, NULL, &found, &info));
+    TSR_CHECK(found || strcmp(resume, "auto") == 0, TSR_ERR_FORMAT,
+              "--resume %s: no checkpoint in %s; --resume auto starts afresh then", resume,
+              by_name ? resume : dir);
+    if (found) {
+        (void)snprintf(path, TSR_TEXT_MAX, "%s", info.path);
+    }
+    tsr_ckpt_info_free(&info);
+    return TSR_OK;
+}
+
+/* Shapes are checked when loading; these change the computation and do not show in shapes. */
+static tsr_status check_same_model(const settings *now, const char *then_text)
+{
+    settings then = {0};
+
+    TSR_TRY(settings_read(&then, then_text, "config of the checkpoint", NULL, 0));
+#define SAME(field, format, type)                                                                  \
+    TSR_CHECK(now->model.field == then.model.field, TSR_ERR_ARG,                                   \
+              "model." #field " = " format " in the run file, " format " in the checkpoint",       \
+              (type)now->model.field, (type)then.model.field)
+    SAME(num_attention_heads, "%lld", long long);
+    SAME(num_key_value_heads, "%lld", long long);
+    SAME(head_dim, "%lld", long long);
+    SAME(num_experts_per_tok, "%lld", long long);
+    SAME(rope_theta, "%g", double);
+    SAME(rms_norm_eps, "%g", double);
+    SAME(scoring_func, "%d", int);
+    SAME(norm_topk_prob, "%d", int);
+    SAME(routed_scaling_factor, "%g", double);
+#undef SAME
+    if (now->run.seed != then.run.seed) {
+        tsr_log(TSR_LOG_WARN, "run.seed is %lld, the checkpoint's is %lld: the data order changes",
+                (long long)now->run.seed, (long long)then.run.seed);
+    }
+    return TSR_OK;
+}
+
+static tsr_status load_checkpoint(train_run *run, const char *path)
+{
+    tsr_ckpt_info info = {0};
+    tsr_state_view view;
+
+    tsr_status st = tsr_ckpt_open_info(path, &info);
+    if (st == TSR_OK) {
+        st = check_same_model(&run->s, info.config_text);
+    }
+    tsr_ckpt_info_free(&info);
+    TSR_TRY(tsr_comm_agree(run->w->comm, st));
+    TSR_TRY(trainer_view(&run->t, NULL, &view));
+    TSR_TRY(tsr_ckpt_load(run->w->comm, path, &view));
+    TSR_TRY(trainer_restore(&run->t, &view));
+    run->first_step = run->saved_step = run->t.step;
+    tsr_log(TSR_LOG_INFO, "resumed from %s: step %lld, %lld tokens", path, (long long)run->t.step,
+            (long long)run->t.tokens_seen);
+    return TSR_OK;
+}
+
+static tsr_status start_state(train_run *run, const char *resume)
+{
+    tsr_comm *comm = run->w->comm;
+    char path[TSR_TEXT_MAX] = "";
+    tsr_status st = TSR_OK;
+
+    tsr_comm_set_phase("choosing a checkpoint", -1);
+    if (tsr_comm_rank(comm) == 0) {
+        st = choose_checkpoint(run, resume, path);
+    }
+    TSR_TRY(tsr_comm_agree(comm, st));
+    TSR_TRY(tsr_comm_broadcast(comm, path, sizeof path, 0));
+    if (path[0] != '\0') {
+        tsr_comm_set_phase("loading a checkpoint", -1);
+        return load_checkpoint(run, path);
+    }
+    tsr_comm_set_phase("initial weights", -1);
+    return tsr_optimizer_init(run->t.optimizer, (uint64_t)run->s.run.seed, run->t.stream);
+}
+
+static tsr_status write_run_file(const train_run *run)
+{
+    char path[TSR_TEXT_MAX + 16];
+
+    (void)snprintf(path, sizeof path, "%s/run.ini", run->s.run.dir);
+    FILE *file = fopen(path, "w");
+    TSR_CHECK(file != NULL, TSR_ERR_IO, "%s: %s", path, strerror(errno));
+    const bool is_written = fputs(run->config_text, file) != EOF;
+    TSR_CHECK(fclose(file) == 0 && is_written, TSR_ERR_IO, "%s: %s", path, strerror(errno));
+    return TSR_OK;
+}
+
+static tsr_status open_run_folder(train_run *run)
+{
+    TSR_TRY(make_folder(run->s.run.dir));
+    TSR_TRY(write_run_file(run));
+    return metrics_open(&run->shown, run->s.run.dir, run->first_step, run->s.train.steps,
+                        run->w->people);
+}
+
+/* ---- checkpoints on the way ------------------------------------------------------------------ */
+
+static void report_save(const tsr_ckpt_result *result)
+{
+    if (result->ended) {
+        tsr_log(TSR_LOG_INFO,
+                "checkpoint step %lld: durable after %.1f s, %.1f MiB, digest %016llx, %s",
+                (long long)result->step, result->seconds, (double)result->bytes / 1048576.0,
+                (unsigned long long)result->digest, result->path);
+    }
+}
+
+static tsr_status save(train_run *run)
+{
+    tsr_state_view view;
+    double staged_s = 0.0;
+
+    tsr_comm_set_phase("saving a checkpoint", run->t.step);
+    TSR_TRY(trainer_view(&run->t, run->config_text, &view));
+    TSR_TRY(tsr_ckpt_save(run->writer, &view, &staged_s));
+    run->saved_step = run->t.step;
+    tsr_log(TSR_LOG_INFO, "checkpoint step %lld: staged in %.2f s", (long long)run->t.step,
+            staged_s);
+    return TSR_OK;
+}
+
+static tsr_status finish_save(train_run *run)
+{
+    tsr_ckpt_result result = {0};
+
+    tsr_comm_set_phase("finishing a checkpoint", run->t.step);
+    TSR_TRY(tsr_ckpt_finish(run->writer, &result));
+    report_save(&result);
+    return TSR_OK;
+}
+
+/* A save that failed is told and tried again next time: the run goes on with the last good one. */
+static tsr_status progress_save(train_run *run, const step_result *step)
+{
+    tsr_ckpt_result result = {0};
+    const tsr_status st = tsr_ckpt_progress(run->writer, step->checkpoint_written,
+                                            step->checkpoint_failed, &result);
+
+    if (st == TSR_ERR_IO || st == TSR_ERR_PEER) {
+        tsr_log(TSR_LOG_ERROR, "checkpoint was not saved: %s", tsr_error_message());
+        return TSR_OK;
+    }
+    report_save(&result);
+    return st;
+}
+
+/* ---- the loop -------------------------------------------------------------------------------- */
+
+static tsr_status validate(train_run *run)
+{
+    double loss = 0.0;
+    int64_t tokens = 0;
+
+    if (run->valid_data == NULL) {
+        return TSR_OK;
+    }
+    TSR_TRY(trainer_validate(&run->t, run->valid_data, run->s.train.valid_tokens, &loss, &tokens));
+    metrics_validation(&run->shown, run->t.step, loss, tokens);
+    return TSR_OK;
+}
+
+static bool is_due(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
+static tsr_status loop(train_run *run)
+{
+    const settings *s = &run->s;
+    bool stopped = false;
+
+    while (run->t.step < s->train.steps && !stopped) {
+        const step_flags flags = {.wants_stop = world_signal() != 0,
+                                  .checkpoint = tsr_ckpt_local_phase(run->writer)};
+        step_result result;
+
+        TSR_TRY(trainer_step(&run->t, next_sample, run, &flags, &result));
+        metrics_step(&run->shown, run->t.step, &result);
+        TSR_TRY(progress_save(run, &result));
+        stopped = result.stop_wanted > 0;
+        if (!stopped && is_due(run->t.step, s->train.valid_every) &&
+            run->t.step < s->train.steps) {
+            TSR_TRY(validate(run));
+        }
+        if (!stopped && is_due(run->t.step, s->checkpoint.every)) {
+            TSR_TRY(save(run));
+        }
+    }
+    if (!stopped && s->train.valid_every > 0) {
+        TSR_TRY(validate(run));
+    }
+    if (run->saved_step != run->t.step) {
+        TSR_TRY(save(run));
+    }
+    TSR_TRY(finish_save(run));
+    if (stopped) {
+        tsr_log(TSR_LOG_INFO, "stopped by a signal after step %lld; continue with --resume latest",
+                (long long)run->t.step);
+    }
+    return TSR_OK;
+}
+
+/* ---- wiring ---------------------------------------------------------------------------------- */
+
+static tsr_status create_writer(train_run *run)
+{
+    tsr_state_view view;
+
+    TSR_TRY(trainer_view(&run->t, run->config_text, &view));
+    return tsr_ckpt_writer_create(run->w->comm, run->s.run.dir, &run->s.checkpoint, &view,
+                                  &run->writer);
+}
+
+static tsr_status train(train_run *run, const char *resume, bool is_dry)
+{
+    tsr_comm *comm = run->w->comm;
+    const bool is_first = tsr_comm_rank(comm) == 0;
+
+    TSR_TRY(tsr_comm_agree(comm, open_data(run)));
+    TSR_TRY(tsr_comm_agree(comm, tsr_config_to_text(run->s.tables, SETTINGS_TABLES,
+                                                    &run->config_text)));
+    if (is_dry) {
+        return banner_plan(&run->s, run->w, run->train_data, run->valid_data);
+    }
+    TSR_TRY(trainer_create(&run->t, &run->s, run->w));
+    TSR_TRY(start_state(run, resume));
+    TSR_TRY(tsr_comm_agree(comm, is_first ? open_run_folder(run) : TSR_OK));
+    TSR_TRY(create_writer(run));
+    TSR_TRY(trainer_measure_peak(&run->t));
+    TSR_TRY(banner_run(&run->t, run->train_data, run->valid_data));
+    world_catch_signals();
+    const tsr_status st = loop(run);
+    if (st != TSR_OK && !tsr_comm_is_dead(comm)) {
+        tsr_ckpt_result result;
+        char why[TSR_TEXT_MAX]; /* finishing what is in flight must not hide the cause */
+
+        (void)snprintf(why, sizeof why, "%s", tsr_error_message());
+        (void)tsr_ckpt_finish(run->writer, &result);
+        report_save(&result);
+        return TSR_FAIL(st, "%s", why);
+    }
+    return st;
+}
+
+static void close_run(train_run *run)
+{
+    metrics_close(&run->shown);
+    tsr_ckpt_writer_destroy(&run->writer);
+    trainer_destroy(&run->t);
+    tsr_data_close(&run->train_data);
+    tsr_data_close(&run->valid_data);
+    tsr_mem_free(run->config_text);
+}
+
+static int run_train(const cli_values *values, world *w)
+{
+    static train_run run; /* large: the settings hold texts */
+    const char *resume = cli_get(&cli_train, values, "resume");
+    const bool is_dry = cli_get(&cli_train, values, "dry-run") != NULL;
+
+    run = (train_run){.w = w};
+    if (cli_get(&cli_train, values, "help-config") != NULL) {
+        settings_tables(&run.s);
+        tsr_config_help(stdout, run.s.tables, SETTINGS_TABLES);
+        return EXIT_DONE;
+    }
+    tsr_status st = values->positional_count == 1
+                        ? settings_read_file(&run.s, w->comm, values->positional[0], values->set,
+                                             values->set_count)
+                        : TSR_FAIL(TSR_ERR_ARG, "train: missing RUN.ini; see tessera train --help");
+    if (st == TSR_OK && cli_get(&cli_train, values, "print-config") != NULL) {
+        if (tsr_comm_rank(w->comm) == 0) {
+            tsr_config_print(stdout, run.s.tables, SETTINGS_TABLES);
+        }
+        return EXIT_DONE;
+    }
+    if (st == TSR_OK) {
+        st = world_set_timeout(w, run.s.run.timeout_s);
+    }
+    if (st == TSR_OK) {
+        st = train(&run, resume, is_dry);
+    }
+    const int code = st == TSR_OK ? EXIT_DONE : world_fail(w, st);
+    close_run(&run);
+    return code;
+}
+
+const cli_command cli_train = {
+    .name = "train",
+    .arguments = "RUN.ini [--set section.key=value]... [--resume latest|auto|PATH]",
+    .summary = "Train a model as the run file says; alone, under mpirun or under srun.",
+    .details = "Progress goes to the terminal, measurements to run.dir/metrics.jsonl, state to\n"
+               "run.dir/checkpoints. SIGTERM and SIGUSR1 save and stop with exit code 0.\n",
+    .min_positional = 0,
+    .max_positional = 1,
+    .options = train_options,
+    .run = run_train,
+    .needs_ranks = true,
+};

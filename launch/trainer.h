@@ -1,0 +1,89 @@
+/* Everything one rank needs to take training steps, wired together; and the step itself.
+ *
+ * Knows nothing of files: samples come from a function, state goes out as a view. Used by
+ * `train` and `bench step`. */
+#ifndef TSR_LAUNCH_TRAINER_H
+#define TSR_LAUNCH_TRAINER_H
+
+#include "launch/settings.h"
+#include "launch/world.h"
+
+/** Give sample `index` of the run: seq_len + 1 tokens. */
+typedef tsr_status trainer_source(void *context, int64_t index, int32_t *tokens_out);
+
+typedef struct trainer {
+    const settings *s;
+    world *w;
+    tsr_device *device;
+    tsr_stream *stream;
+    tsr_dtype dtype;
+    tsr_param_table table;
+    tsr_weights weights;
+    tsr_mesh mesh;
+    tsr_stage *stage;
+    tsr_optimizer *optimizer;
+    int64_t share_begin, share_end; /* own sequences of a global batch */
+    int64_t micro_batch;
+    int32_t *tokens;        /* [micro_batch, seq_len + 1] */
+    double *totals;         /* what a step sums over ranks; see trainer_step.c */
+    int64_t totals_count;
+    float *router_bias;     /* [L,E] host copy, NULL without experts */
+    int64_t bytes_before[TSR_LINKS];
+    double peak_flops;      /* measured GEMM rate of all ranks together, per second */
+    double flops_per_token;
+    int64_t step, tokens_seen, data_position; /* progress; part of a checkpoint */
+} trainer;
+
+/** Bytes one rank takes, by part. */
+typedef struct trainer_plan {
+    size_t weights, gradients, optimizer, activations, staging;
+    size_t total;
+} trainer_plan;
+
+/** Estimate without allocating: the largest rank. */
+TSR_NODISCARD tsr_status trainer_estimate(const settings *s, int ranks, trainer_plan *plan_out);
+
+/** Open the device and take all memory. Weights are not set yet. Collective. */
+TSR_NODISCARD tsr_status trainer_create(trainer *t, const settings *s, world *w);
+void trainer_destroy(trainer *t);
+
+/** Measure the matrix-product rate of all ranks at once, for `share of peak`. Collective. */
+TSR_NODISCARD tsr_status trainer_measure_peak(trainer *t);
+
+/** The state as a checkpoint sees it. config_text is borrowed. */
+TSR_NODISCARD tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *view_out);
+/** Take over what was loaded through such a view. Collective. */
+TSR_NODISCARD tsr_status trainer_restore(trainer *t, const tsr_state_view *view);
+
+/** What this rank adds to a step's one exchange besides its sums. */
+typedef struct step_flags {
+    bool wants_stop;
+    tsr_ckpt_phase checkpoint;
+} step_flags;
+
+/** Equal on all ranks but `ms`. */
+typedef struct step_result {
+    double loss, aux_loss, grad_norm, lr, ms, tokens_per_s, gemm_share;
+    double expert_max_over_mean; /* of the worst layer; 0 without experts */
+    int worst_layer;
+    int64_t tokens;
+    double bytes[TSR_LINKS]; /* sent by all ranks since the step before */
+    double mem_bytes;        /* peak resident of the largest rank */
+    int stop_wanted, checkpoint_written, checkpoint_failed; /* ranks */
+} step_result;
+
+/**
+ * One optimizer step: micro-batches, reduction, clipping, update, router bias.
+ *
+ * Collective. Errors: those of the source, agreed on; TSR_ERR_RANGE when loss or gradient is not
+ * finite (the update is not made); transport errors.
+ */
+TSR_NODISCARD tsr_status trainer_step(trainer *t, trainer_source *source, void *context,
+                                      const step_flags *flags, step_result *result_out);
+
+/** Mean loss over a reader's first windows: max_tokens / seq_len of them, at least one (0: all).
+ *  Collective. */
+TSR_NODISCARD tsr_status trainer_validate(trainer *t, const tsr_data *data, int64_t max_tokens,
+                                          double *loss_out, int64_t *tokens_out);
+
+#endif
