@@ -41,6 +41,20 @@ tsr_option_table tsr_model_options(tsr_model_config *config);
 /** Fill in what 0 stands for and add a line per contradiction to errors. */
 void tsr_model_config_check(tsr_model_config *config, tsr_config_errors *errors);
 
+/** Has this layer one dense feed-forward instead of routed experts? */
+static inline bool tsr_model_layer_is_dense(const tsr_model_config *config, int64_t layer)
+{
+    return layer < config->first_k_dense_replace;
+}
+
+/** Layers with routed experts. */
+static inline int64_t tsr_model_moe_layers(const tsr_model_config *config)
+{
+    const int64_t moe = config->num_hidden_layers - config->first_k_dense_replace;
+
+    return moe > 0 ? moe : 0;
+}
+
 /* ---- parameter table ------------------------------------------------------------------------ */
 
 /** Parameters that share a type, a flat buffer and a data-parallel group. */
@@ -80,6 +94,8 @@ void tsr_param_table_destroy(tsr_param_table *table);
 
 /** Index of a name, -1 if there is none. */
 int tsr_param_find(const tsr_param_table *table, const char *name);
+/** As above for "model.layers.<layer>.<name>". */
+int tsr_param_find_in_layer(const tsr_param_table *table, int layer, const char *name);
 
 /**
  * First element of shard `part` of `parts` in a group's flat buffer; part = parts gives the end.
@@ -101,7 +117,7 @@ typedef struct tsr_weights {
     tsr_dtype dtype[TSR_GROUPS];  /* of value; f32 for TSR_GROUP_FLOAT */
     void *value[TSR_GROUPS];      /* device memory */
     float *gradient[TSR_GROUPS];  /* device memory; NULL where only inference is wanted */
-    float *router_bias;           /* [L,E] device memory, zero at first; NULL without experts */
+    float *router_bias;           /* [L,E] device memory, zero at first; NULL without MoE layers */
     int64_t layers, experts;
 } tsr_weights;
 
