@@ -31,10 +31,13 @@ typedef struct tsr_data tsr_data;
  * Open a comma-separated list: text files, or prefixes P with P.bin and P.idx.
  *
  * A file of n tokens has floor((n - 1) / seq_len) windows; window w reads tokens [w S, w S + S] (one
- * more than S: inputs and targets overlap by S - 1). Windows never cross files.
- * Owns:   the caller, until tsr_data_close(); files stay mapped until then.
- * Errors: TSR_ERR_IO (missing, unreadable), TSR_ERR_FORMAT (bad or truncated .idx, .bin too short,
- *         empty file, fewer tokens than one window needs: value and limit named).
+ * more than S: inputs and targets overlap by S - 1). Windows never cross files. The sequences of a
+ * pair are joined in the order of its .idx, which is read once, here.
+ * Owns:   the caller, until tsr_data_close(); files stay mapped until then. Replacing a file by
+ *         rename is harmless; cutting one short in place ends the program (SIGBUS).
+ * Errors: TSR_ERR_IO (missing, unreadable, no regular file), TSR_ERR_FORMAT (bad or truncated .idx,
+ *         .bin too short, empty file, fewer tokens than one window needs: value and limit named),
+ *         TSR_ERR_ARG (empty name in the list, seq_len or vocab_size not positive).
  */
 TSR_NODISCARD tsr_status tsr_data_open(const char *paths, int64_t seq_len, int64_t vocab_size,
                                        tsr_data **out);
@@ -51,7 +54,10 @@ int64_t tsr_data_tokens(const tsr_data *data);
  */
 TSR_NODISCARD tsr_status tsr_data_window(const tsr_data *data, int64_t w, int32_t *tokens_out);
 
-/** Sample `index` >= 0 of the endless shuffled sequence of this seed; see the head of this file. */
+/**
+ * Sample `index` of the endless shuffled sequence of this seed; see the head of this file.
+ * Errors: TSR_ERR_ARG if index is negative; those of tsr_data_window().
+ */
 TSR_NODISCARD tsr_status tsr_data_sample(const tsr_data *data, uint64_t seed, int64_t index,
                                          int32_t *tokens_out);
 

@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Limits at least this large are written as "at least MIN": nobody counts that far. */
-static const double unlimited = 1e15;
+/* A limit that no 64-bit number reaches is none: "at least MIN" is all there is to say. */
+static const double unlimited = 0x1p63;
 static const double exact_integers = 0x1p53; /* doubles hold every integer up to here */
 
 static bool TSR_PRINTF(2, 3) refuse(char why[TSR_CONFIG_WHY_MAX], const char *fmt, ...)
