@@ -1,0 +1,56 @@
+/* `tessera bench`: how fast is this machine at what training does. */
+#include "launch/bench.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const cli_option bench_options[] = {
+    {"steps", "N", "step: timed steps, after two to warm up (8)"},
+    {"profile", NULL, "step: add a table of operators: time, rate"},
+    {"set", "section.key=value", "step: override one key of the run file"},
+    {"threads", "N", "ops: threads (the cores this process may use)"},
+    {"toy", NULL, "ops: small sizes, to see that all works"},
+    {"json", NULL, "print one JSON object on stdout"},
+    {NULL, NULL, NULL},
+};
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+double bench_median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof *values, compare);
+    return count % 2 == 1 ? values[count / 2] : 0.5 * (values[count / 2 - 1] + values[count / 2]);
+}
+
+static int run_bench(const cli_values *values, world *w)
+{
+    const char *what = values->positional[0];
+    tsr_status st;
+
+    if (strcmp(what, "step") == 0) {
+        st = bench_step(values, w);
+    } else if (strcmp(what, "ops") == 0) {
+        st = bench_ops(values, w);
+    } else {
+        st = TSR_FAIL(TSR_ERR_ARG, "bench %s: must be step or ops", what);
+    }
+    return st == TSR_OK ? EXIT_DONE : world_fail(w, st);
+}
+
+const cli_command cli_bench = {
+    .name = "bench",
+    .arguments = "step RUN.ini [--steps N] | ops",
+    .summary = "Time training steps on random tokens, or single operators.",
+    .details = "step needs no data and writes no files. ops checks each operator against its plain twin\n"
+               "first, then reports its rate and its share of the bound measured in the same run.\n",
+    .min_positional = 1,
+    .max_positional = 2,
+    .options = bench_options,
+    .run = run_bench,
+    .needs_ranks = true,
+};

@@ -1,0 +1,17 @@
+/* Benchmarks of the program: each returns an exit code; see tessera bench --help. */
+#ifndef TSR_LAUNCH_BENCH_H
+#define TSR_LAUNCH_BENCH_H
+
+#include "launch/cli.h"
+#include "launch/world.h"
+
+/** Steps of the run file's model on random tokens. */
+TSR_NODISCARD tsr_status bench_step(const cli_values *values, world *w);
+
+/** Hot operators of the device against their plain twins, then timed. */
+TSR_NODISCARD tsr_status bench_ops(const cli_values *values, world *w);
+
+/** Median of count values; sorts them. */
+double bench_median(double *values, int count);
+
+#endif

@@ -1,0 +1,210 @@
+/* `tessera doctor`: is this machine, and this way of starting, fit to train? */
+#include "launch/cli.h"
+#include "launch/version.h"
+#include "launch/world.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <hwloc.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+static const cli_option doctor_options[] = {
+    {"dir", "PATH", "folder to test as a run folder (.)"},
+    {"json", NULL, "print one JSON object on stdout"},
+    {NULL, NULL, NULL},
+};
+
+/* What each rank tells. */
+typedef struct rank_report {
+    char host[64], binding[64], device[160];
+    int cores, threads;
+    int has_fast_bf16;
+    double memory_bytes, free_bytes;
+} rank_report;
+
+/* What rank 0 finds out about the folder. */
+typedef struct disk_report {
+    bool is_writable, can_lock;
+    double free_bytes, write_rate;
+    char problem[256];
+} disk_report;
+
+static void describe_binding(char text[64])
+{
+    hwloc_topology_t topology;
+    hwloc_bitmap_t set = hwloc_bitmap_alloc();
+
+    (void)snprintf(text, 64, "unknown");
+    if (hwloc_topology_init(&topology) != 0) {
+        hwloc_bitmap_free(set);
+        return;
+    }
+    if (hwloc_topology_load(topology) == 0 &&
+        hwloc_get_cpubind(topology, set, HWLOC_CPUBIND_PROCESS) == 0) {
+        const int is_all =
+            hwloc_bitmap_isequal(set, hwloc_topology_get_topology_cpuset(topology));
+        char list[48];
+
+        (void)hwloc_bitmap_list_snprintf(list, sizeof list, set);
+        (void)snprintf(text, 64, "%s%s", is_all ? "none, all of " : "cores ", list);
+    }
+    hwloc_topology_destroy(topology);
+    hwloc_bitmap_free(set);
+}
+
+static tsr_status report_rank(const world *w, rank_report *mine)
+{
+    tsr_device *device = NULL;
+
+    (void)gethostname(mine->host, sizeof mine->host - 1);
+    describe_binding(mine->binding);
+    mine->cores = world_cores();
+    TSR_TRY(world_thread_share(w, &mine->threads));
+    mine->memory_bytes = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    mine->free_bytes = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    TSR_TRY(tsr_device_open("cpu", mine->threads, &device));
+    (void)snprintf(mine->device, sizeof mine->device, "%.24s, %.128s", tsr_device_name(device),
+                   tsr_device_description(device));
+    mine->has_fast_bf16 = tsr_device_has_fast_bf16(device);
+    tsr_device_close(&device);
+    return TSR_OK;
+}
+
+/* 64 MiB through fsync, as a checkpoint would be written. */
+static bool time_writing(int file, double *rate_out)
+{
+    enum { PIECE = 1 << 20, PIECES = 64 };
+    char *piece = calloc(1, PIECE);
+    struct timespec from, to;
+    bool is_written = piece != NULL;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &from);
+    for (int i = 0; is_written && i < PIECES; ++i) {
+        is_written = write(file, piece, PIECE) == PIECE;
+    }
+    is_written = is_written && fsync(file) == 0;
+    (void)clock_gettime(CLOCK_MONOTONIC, &to);
+    free(piece);
+    const double seconds =
+        (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
+    *rate_out = is_written ? (double)PIECE * PIECES / seconds : 0.0;
+    return is_written;
+}
+
+static void test_folder(const char *dir, disk_report *disk)
+{
+    char path[TSR_TEXT_MAX + 64];
+    struct statvfs about;
+
+    if (statvfs(dir, &about) == 0) {
+        disk->free_bytes = (double)about.f_bavail * (double)about.f_frsize;
+    }
+    (void)snprintf(path, sizeof path, "%.1000s/.tessera-doctor-%ld", dir, (long)getpid());
+    const int file = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (file < 0) {
+        (void)snprintf(disk->problem, sizeof disk->problem, "cannot write into %.200s: %s", dir,
+                       strerror(errno));
+        return;
+    }
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    disk->can_lock = flock(file, LOCK_EX | LOCK_NB) == 0 && fcntl(file, F_SETLK, &lock) == 0;
+    disk->is_writable = time_writing(file, &disk->write_rate);
+    if (!disk->is_writable) {
+        (void)snprintf(disk->problem, sizeof disk->problem, "writing 64 MiB into %.180s: %s", dir,
+                       strerror(errno));
+    } else if (!disk->can_lock) {
+        (void)snprintf(disk->problem, sizeof disk->problem,
+                       "no file locks here: set HDF5_USE_FILE_LOCKING=FALSE in the job's environment");
+    }
+    (void)close(file);
+    (void)unlink(path);
+}
+
+static void print_text(const rank_report *all, int ranks, const disk_report *disk, const char *dir)
+{
+    const double gib = 1.0 / 1073741824.0;
+
+    version_print(stdout);
+    (void)printf("\nranks     %d\n", ranks);
+    for (int r = 0; r < ranks; ++r) {
+        (void)printf("  rank %-4d %s, %d of %d cores used, binding: %s, memory %.1f GiB (%.1f free)\n",
+                     r, all[r].host, all[r].threads, all[r].cores, all[r].binding,
+                     all[r].memory_bytes * gib, all[r].free_bytes * gib);
+    }
+    (void)printf("device    %s; bf16 multiply: %s\n", all[0].device,
+                 all[0].has_fast_bf16 ? "yes" : "no, use precision.compute = f32");
+    (void)printf("folder    %s: %.1f GiB free, %.0f MB/s synced writes, file locks %s\n", dir,
+                 disk->free_bytes * gib, disk->write_rate * 1e-6, disk->can_lock ? "work" : "fail");
+    (void)printf("%s%s\n", disk->problem[0] != '\0' ? "problem   " : "all is well", disk->problem);
+}
+
+static void print_json(const rank_report *all, int ranks, const disk_report *disk, const char *dir)
+{
+    json_t *rows = json_array();
+
+    for (int r = 0; r < ranks; ++r) {
+        (void)json_array_append_new(
+            rows, json_pack("{s:s,s:s,s:i,s:i,s:s,s:b,s:f,s:f}", "host", all[r].host, "binding",
+                            all[r].binding, "cores", all[r].cores, "threads", all[r].threads,
+                            "device", all[r].device, "bf16", all[r].has_fast_bf16, "memory_bytes",
+                            all[r].memory_bytes, "free_bytes", all[r].free_bytes));
+    }
+    json_t *object =
+        json_pack("{s:s,s:o,s:{s:s,s:b,s:b,s:f,s:f},s:s}", "version", TSR_VERSION, "ranks", rows,
+                  "folder", "path", dir, "writable", disk->is_writable, "locks", disk->can_lock,
+                  "free_bytes", disk->free_bytes, "write_bytes_per_s", disk->write_rate, "problem",
+                  disk->problem);
+    (void)json_dumpf(object, stdout, 0);
+    (void)fputc('\n', stdout);
+    json_decref(object);
+}
+
+static int run_doctor(const cli_values *values, world *w)
+{
+    const char *dir = cli_get(&cli_doctor, values, "dir");
+    const int ranks = tsr_comm_size(w->comm);
+    rank_report mine = {0}, *all = NULL;
+    disk_report disk = {0};
+
+    dir = dir != NULL ? dir : ".";
+    tsr_status st = report_rank(w, &mine);
+    if (st == TSR_OK) {
+        st = tsr_mem_alloc_array(TSR_MEM_OTHER, ranks, sizeof *all, (void **)&all);
+    }
+    st = tsr_comm_agree(w->comm, st);
+    if (st == TSR_OK) {
+        st = tsr_comm_all_gather(w->comm, &mine, sizeof mine, all);
+    }
+    if (st == TSR_OK && tsr_comm_rank(w->comm) == 0) {
+        test_folder(dir, &disk);
+        if (w->json) {
+            print_json(all, ranks, &disk, dir);
+        } else {
+            print_text(all, ranks, &disk, dir);
+        }
+    }
+    tsr_mem_free(all);
+    if (st != TSR_OK) {
+        return world_fail(w, st);
+    }
+    return disk.problem[0] != '\0' ? EXIT_RUN_FAILED : EXIT_DONE;
+}
+
+const cli_command cli_doctor = {
+    .name = "doctor",
+    .arguments = "[--dir PATH]",
+    .summary = "Check ranks, cores, binding, memory, disk, file locks and libraries.",
+    .details = "Start it as you would start a run, for example under mpirun -n 4. Ends with 1 when the\n"
+               "folder is not fit to be a run folder, naming the remedy.\n",
+    .min_positional = 0,
+    .max_positional = 0,
+    .options = doctor_options,
+    .run = run_doctor,
+    .needs_ranks = true,
+};
