@@ -12,15 +12,22 @@
 extern "C" {
 #endif
 
+/** Course of the learning rate after the warm-up; places in the choices of optim.schedule. */
+typedef enum tsr_schedule {
+    TSR_SCHEDULE_COSINE = 0,
+    TSR_SCHEDULE_WSD,
+    TSR_SCHEDULE_CONSTANT
+} tsr_schedule;
+
 /** Values of section [optim]. */
 typedef struct tsr_optim_config {
     int name; /* 0: adamw */
     double lr, min_lr;
     int64_t warmup_steps;
-    int schedule;       /* 0 cosine, 1 wsd, 2 constant */
+    int schedule;        /* tsr_schedule */
     int64_t decay_steps; /* wsd: length of the final decay; 0: a tenth of the steps */
     double beta1, beta2, eps, weight_decay, clip_norm; /* clip_norm 0: off */
-    int moments;        /* tsr_dtype of m and v: f32, bf16 */
+    int moments;                                       /* tsr_dtype of m and v: f32, bf16 */
 } tsr_optim_config;
 tsr_option_table tsr_optim_options(tsr_optim_config *config);
 void tsr_optim_config_check(const tsr_optim_config *config, int64_t steps,
