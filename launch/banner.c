@@ -11,7 +11,8 @@ static void print_model(const settings *s, const tsr_param_table *table)
     const tsr_model_config *m = &s->model;
     char all[16], active[16], flops[16];
 
-    tsr_log(TSR_LOG_INFO, "model      mixtral, d %lld, %lld layers, %lld heads (%lld kv) of %lld, vocab %lld",
+    tsr_log(TSR_LOG_INFO,
+            "model      mixtral, d %lld, %lld layers, %lld heads (%lld kv) of %lld, vocab %lld",
             (long long)m->hidden_size, (long long)m->num_hidden_layers,
             (long long)m->num_attention_heads, (long long)m->num_key_value_heads,
             (long long)m->head_dim, (long long)m->vocab_size);
@@ -50,12 +51,12 @@ static void print_data(const settings *s, const tsr_data *train, const tsr_data 
 static tsr_status print_memory(const settings *s, int ranks)
 {
     trainer_plan p;
-    const double machine =
-        (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    const double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
 
     TSR_TRY(trainer_estimate(s, ranks, &p));
     tsr_log(TSR_LOG_INFO,
-            "memory     %.2f GiB a rank: weights %.2f, gradients %.2f, optimizer %.2f, activations %.2f, "
+            "memory     %.2f GiB a rank: weights %.2f, gradients %.2f, optimizer %.2f, activations "
+            "%.2f, "
             "checkpoint staging %.2f; this machine has %.1f GiB",
             (double)p.total * gib, (double)p.weights * gib, (double)p.gradients * gib,
             (double)p.optimizer * gib, (double)p.activations * gib, (double)p.staging * gib,

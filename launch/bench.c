@@ -46,8 +46,9 @@ const cli_command cli_bench = {
     .name = "bench",
     .arguments = "step RUN.ini [--steps N] | ops",
     .summary = "Time training steps on random tokens, or single operators.",
-    .details = "step needs no data and writes no files. ops checks each operator against its plain twin\n"
-               "first, then reports its rate and its share of the bound measured in the same run.\n",
+    .details =
+        "step needs no data and writes no files. ops checks each operator against its plain twin\n"
+        "first, then reports its rate and its share of the bound measured in the same run.\n",
     .min_positional = 1,
     .max_positional = 2,
     .options = bench_options,

@@ -4,11 +4,7 @@
 
 #include <jansson.h>
 
-enum {
-    WARM_UP = 2,
-    PROFILED = 2,
-    MAX_STEPS = 10000
-};
+enum { WARM_UP = 2, PROFILED = 2, MAX_STEPS = 10000 };
 
 static tsr_status random_sample(void *context, int64_t index, int32_t *tokens_out)
 {
@@ -33,8 +29,9 @@ static tsr_status run_steps(trainer *t, int steps, double *ms, step_result *last
         TSR_TRY(trainer_step(t, random_sample, (void *)t->s, &flags, last));
         if (ms != NULL) {
             ms[i] = last->ms;
-            tsr_log(TSR_LOG_INFO, "step %d | %.1f ms | %.0f tok/s | %.0f%% of the GEMM peak | loss %.3f",
-                    i + 1, last->ms, last->tokens_per_s, 100.0 * last->gemm_share, last->loss);
+            tsr_log(TSR_LOG_INFO,
+                    "step %d | %.1f ms | %.0f tok/s | %.0f%% of the GEMM peak | loss %.3f", i + 1,
+                    last->ms, last->tokens_per_s, 100.0 * last->gemm_share, last->loss);
         }
     }
     return TSR_OK;
@@ -64,10 +61,10 @@ static tsr_status profile(trainer *t, json_t *rows)
         const double gbytes = 1e-9 * table[i].bytes / table[i].seconds;
         tsr_log(TSR_LOG_INFO, "%-24s %8lld %10.2f %6.1f%% %10.1f %8.1f", table[i].name,
                 (long long)table[i].calls / PROFILED, ms, 100.0 * ms / last.ms, gflops, gbytes);
-        (void)json_array_append_new(
-            rows, json_pack("{s:s,s:I,s:f,s:f,s:f}", "name", table[i].name, "calls",
-                            (json_int_t)table[i].calls / PROFILED, "ms", ms, "gflops", gflops,
-                            "gbytes_per_s", gbytes));
+        (void)json_array_append_new(rows,
+                                    json_pack("{s:s,s:I,s:f,s:f,s:f}", "name", table[i].name,
+                                              "calls", (json_int_t)table[i].calls / PROFILED, "ms",
+                                              ms, "gflops", gflops, "gbytes_per_s", gbytes));
     }
     return TSR_OK;
 }

@@ -21,8 +21,8 @@ static tsr_status list(const char *path, bool as_json)
     const tsr_status st = tsr_ckpt_list(path, &entries, &count);
     for (int i = 0; st == TSR_OK && i < count; ++i) {
         tsr_ckpt_info info = {0};
-        const bool is_readable = entries[i].has_manifest &&
-                                 tsr_ckpt_open_info(entries[i].path, &info) == TSR_OK;
+        const bool is_readable =
+            entries[i].has_manifest && tsr_ckpt_open_info(entries[i].path, &info) == TSR_OK;
         const char *state = is_readable               ? "complete"
                             : entries[i].has_manifest ? tsr_error_message()
                                                       : "unfinished: no manifest";
@@ -89,12 +89,12 @@ static tsr_status show(const char *path, bool as_json)
         char digest[17];
 
         (void)snprintf(digest, sizeof digest, "%016llx", (unsigned long long)info.digest);
-        json_t *object = json_pack(
-            "{s:s,s:I,s:I,s:I,s:i,s:i,s:I,s:s,s:s,s:s}", "path", info.path, "step",
-            (json_int_t)info.step, "tokens", (json_int_t)info.tokens, "data_position",
-            (json_int_t)info.data_position, "shards", info.shards, "tensors", info.tensors, "bytes",
-            (json_int_t)info.bytes, "digest", digest, "version", info.version, "config",
-            info.config_text);
+        json_t *object =
+            json_pack("{s:s,s:I,s:I,s:I,s:i,s:i,s:I,s:s,s:s,s:s}", "path", info.path, "step",
+                      (json_int_t)info.step, "tokens", (json_int_t)info.tokens, "data_position",
+                      (json_int_t)info.data_position, "shards", info.shards, "tensors",
+                      info.tensors, "bytes", (json_int_t)info.bytes, "digest", digest, "version",
+                      info.version, "config", info.config_text);
         (void)json_dumpf(object, stdout, 0);
         (void)fputc('\n', stdout);
         json_decref(object);
@@ -148,8 +148,9 @@ const cli_command cli_ckpt = {
     .name = "ckpt",
     .arguments = "ls|show|verify PATH",
     .summary = "List checkpoints of a run, show one, or check every byte of one.",
-    .details = "PATH is a run folder (show and verify take its newest valid checkpoint) or one\n"
-               "checkpoint's folder. verify ends with code 3 and names the file or tensor that is bad.\n",
+    .details =
+        "PATH is a run folder (show and verify take its newest valid checkpoint) or one\n"
+        "checkpoint's folder. verify ends with code 3 and names the file or tensor that is bad.\n",
     .min_positional = 2,
     .max_positional = 2,
     .options = ckpt_options,

@@ -116,8 +116,8 @@ tsr_status cli_get_int(const cli_command *command, const cli_values *values, con
     }
     errno = 0;
     const long long value = strtoll(text, &end, 10);
-    TSR_CHECK(end != text && *end == '\0' && errno == 0, TSR_ERR_ARG,
-              "--%s %s: not a whole number", name, text);
+    TSR_CHECK(end != text && *end == '\0' && errno == 0, TSR_ERR_ARG, "--%s %s: not a whole number",
+              name, text);
     TSR_CHECK(value >= min && value <= max, TSR_ERR_ARG, "--%s %s: must be from %lld to %lld", name,
               text, (long long)min, (long long)max);
     *out = value;

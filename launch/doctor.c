@@ -47,8 +47,7 @@ static void describe_binding(char text[64])
     }
     if (hwloc_topology_load(topology) == 0 &&
         hwloc_get_cpubind(topology, set, HWLOC_CPUBIND_PROCESS) == 0) {
-        const int is_all =
-            hwloc_bitmap_isequal(set, hwloc_topology_get_topology_cpuset(topology));
+        const int is_all = hwloc_bitmap_isequal(set, hwloc_topology_get_topology_cpuset(topology));
         char list[48];
 
         (void)hwloc_bitmap_list_snprintf(list, sizeof list, set);
@@ -119,8 +118,9 @@ static void test_folder(const char *dir, disk_report *disk)
         (void)snprintf(disk->problem, sizeof disk->problem, "writing 64 MiB into %.180s: %s", dir,
                        strerror(errno));
     } else if (!disk->can_lock) {
-        (void)snprintf(disk->problem, sizeof disk->problem,
-                       "no file locks here: set HDF5_USE_FILE_LOCKING=FALSE in the job's environment");
+        (void)snprintf(
+            disk->problem, sizeof disk->problem,
+            "no file locks here: set HDF5_USE_FILE_LOCKING=FALSE in the job's environment");
     }
     (void)close(file);
     (void)unlink(path);
@@ -133,9 +133,10 @@ static void print_text(const rank_report *all, int ranks, const disk_report *dis
     version_print(stdout);
     (void)printf("\nranks     %d\n", ranks);
     for (int r = 0; r < ranks; ++r) {
-        (void)printf("  rank %-4d %s, %d of %d cores used, binding: %s, memory %.1f GiB (%.1f free)\n",
-                     r, all[r].host, all[r].threads, all[r].cores, all[r].binding,
-                     all[r].memory_bytes * gib, all[r].free_bytes * gib);
+        (void)printf(
+            "  rank %-4d %s, %d of %d cores used, binding: %s, memory %.1f GiB (%.1f free)\n", r,
+            all[r].host, all[r].threads, all[r].cores, all[r].binding, all[r].memory_bytes * gib,
+            all[r].free_bytes * gib);
     }
     (void)printf("device    %s; bf16 multiply: %s\n", all[0].device,
                  all[0].has_fast_bf16 ? "yes" : "no, use precision.compute = f32");
@@ -155,11 +156,10 @@ static void print_json(const rank_report *all, int ranks, const disk_report *dis
                             "device", all[r].device, "bf16", all[r].has_fast_bf16, "memory_bytes",
                             all[r].memory_bytes, "free_bytes", all[r].free_bytes));
     }
-    json_t *object =
-        json_pack("{s:s,s:o,s:{s:s,s:b,s:b,s:f,s:f},s:s}", "version", TSR_VERSION, "ranks", rows,
-                  "folder", "path", dir, "writable", disk->is_writable, "locks", disk->can_lock,
-                  "free_bytes", disk->free_bytes, "write_bytes_per_s", disk->write_rate, "problem",
-                  disk->problem);
+    json_t *object = json_pack("{s:s,s:o,s:{s:s,s:b,s:b,s:f,s:f},s:s}", "version", TSR_VERSION,
+                               "ranks", rows, "folder", "path", dir, "writable", disk->is_writable,
+                               "locks", disk->can_lock, "free_bytes", disk->free_bytes,
+                               "write_bytes_per_s", disk->write_rate, "problem", disk->problem);
     (void)json_dumpf(object, stdout, 0);
     (void)fputc('\n', stdout);
     json_decref(object);
@@ -200,8 +200,9 @@ const cli_command cli_doctor = {
     .name = "doctor",
     .arguments = "[--dir PATH]",
     .summary = "Check ranks, cores, binding, memory, disk, file locks and libraries.",
-    .details = "Start it as you would start a run, for example under mpirun -n 4. Ends with 1 when the\n"
-               "folder is not fit to be a run folder, naming the remedy.\n",
+    .details =
+        "Start it as you would start a run, for example under mpirun -n 4. Ends with 1 when the\n"
+        "folder is not fit to be a run folder, naming the remedy.\n",
     .min_positional = 0,
     .max_positional = 0,
     .options = doctor_options,

@@ -4,9 +4,7 @@
 
 #include <jansson.h>
 
-enum {
-    EVAL_BATCH = 8
-};
+enum { EVAL_BATCH = 8 };
 
 static const cli_option eval_options[] = {
     {"data", "FILE", "text file, or prefix of a .bin/.idx pair; needed"},
@@ -21,8 +19,8 @@ static tsr_status evaluate_windows(inference *in, const tsr_data *data, int64_t 
 {
     const int64_t row = in->s.data.seq_len + 1;
     int32_t *tokens = NULL;
-    tsr_status st = tsr_mem_alloc_array(TSR_MEM_DATA, EVAL_BATCH * row, sizeof *tokens,
-                                        (void **)&tokens);
+    tsr_status st =
+        tsr_mem_alloc_array(TSR_MEM_DATA, EVAL_BATCH * row, sizeof *tokens, (void **)&tokens);
 
     for (int64_t i = begin; st == TSR_OK && i < end; i += EVAL_BATCH) {
         const int64_t batch = end - i < EVAL_BATCH ? end - i : EVAL_BATCH;
@@ -90,8 +88,8 @@ static int run_eval(const cli_values *values, world *w)
         st = cli_get_int(&cli_eval, values, "max-tokens", 0, INT64_MAX, 0, &max_tokens);
     }
     if (st == TSR_OK) {
-        st = inference_open(&in, w, values->positional[0],
-                            cli_get(&cli_eval, values, "precision"), EVAL_BATCH);
+        st = inference_open(&in, w, values->positional[0], cli_get(&cli_eval, values, "precision"),
+                            EVAL_BATCH);
     }
     if (st == TSR_OK) {
         st = evaluate(&in, w, file, max_tokens, totals);
@@ -107,7 +105,8 @@ const cli_command cli_eval = {
     .name = "eval",
     .arguments = "CHECKPOINT --data FILE [--max-tokens N] [--precision f32|bf16]",
     .summary = "Loss of a checkpoint on a text, in nats per token.",
-    .details = "CHECKPOINT is a run folder (its newest valid checkpoint) or one checkpoint's folder.\n",
+    .details =
+        "CHECKPOINT is a run folder (its newest valid checkpoint) or one checkpoint's folder.\n",
     .min_positional = 1,
     .max_positional = 1,
     .options = eval_options,

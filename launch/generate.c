@@ -79,9 +79,9 @@ static void print_json(const generation *g, const inference *in)
         }
         text = json_stringn((const char *)g->text, (size_t)g->max_new);
     }
-    json_t *object = json_pack("{s:s,s:o,s:I,s:s,s:I}", "prompt", g->prompt, "text", text,
-                               "tokens", (json_int_t)g->max_new, "checkpoint", in->info.path,
-                               "step", (json_int_t)in->info.step);
+    json_t *object = json_pack("{s:s,s:o,s:I,s:s,s:I}", "prompt", g->prompt, "text", text, "tokens",
+                               (json_int_t)g->max_new, "checkpoint", in->info.path, "step",
+                               (json_int_t)in->info.step);
     (void)json_dumpf(object, stdout, 0);
     (void)fputc('\n', stdout);
     json_decref(object);
@@ -96,8 +96,8 @@ static tsr_status read_options(const cli_values *values, generation *g)
               "generate: --prompt TEXT is needed, one character at least");
     g->prompt_length = strlen(g->prompt);
     TSR_TRY(cli_get_int(&cli_generate, values, "max-new", 1, 1000000, 200, &g->max_new));
-    TSR_TRY(cli_get_real(&cli_generate, values, "temperature", 0.0, 100.0, 0.8,
-                         &g->how.temperature));
+    TSR_TRY(
+        cli_get_real(&cli_generate, values, "temperature", 0.0, 100.0, 0.8, &g->how.temperature));
     TSR_TRY(cli_get_real(&cli_generate, values, "top-p", 1e-6, 1.0, 0.95, &g->how.top_p));
     TSR_TRY(cli_get_int(&cli_generate, values, "seed", 0, INT64_MAX, 1, &seed));
     g->how.key = tsr_rng_key((uint64_t)seed, "generate");
@@ -139,7 +139,8 @@ const cli_command cli_generate = {
     .name = "generate",
     .arguments = "CHECKPOINT --prompt TEXT [--max-new N] [--temperature T] [--top-p P] [--seed S]",
     .summary = "Write text with a checkpoint's model.",
-    .details = "CHECKPOINT is a run folder (its newest valid checkpoint) or one checkpoint's folder.\n",
+    .details =
+        "CHECKPOINT is a run folder (its newest valid checkpoint) or one checkpoint's folder.\n",
     .min_positional = 1,
     .max_positional = 1,
     .options = generate_options,

@@ -42,9 +42,9 @@ static tsr_status load_parameter(inference *in, int index, float *buffer)
     }
     TSR_TRY(tsr_device_alloc(in->device, TSR_MEM_WORKSPACE, (size_t)count * sizeof(float),
                              &device_buffer));
-    tsr_status st = tsr_device_copy(in->device, device_buffer, buffer,
-                                    (size_t)count * sizeof(float), TSR_COPY_HOST_TO_DEVICE,
-                                    in->stream);
+    tsr_status st =
+        tsr_device_copy(in->device, device_buffer, buffer, (size_t)count * sizeof(float),
+                        TSR_COPY_HOST_TO_DEVICE, in->stream);
     if (st == TSR_OK) {
         st = tsr_op_convert(in->device, device_buffer, TSR_F32,
                             tsr_weights_value(&in->weights, index), to, count, in->stream);
@@ -103,8 +103,8 @@ static tsr_status open_local(inference *in, const char *path, const char *precis
     TSR_TRY(tsr_device_open("cpu", threads, &in->device));
     TSR_TRY(tsr_stream_create(in->device, &in->stream));
     TSR_TRY(tsr_param_table_create(&in->s.model, &in->table));
-    TSR_TRY(tsr_weights_create(&in->s.model, &in->table, in->device, in->dtype, false,
-                               &in->weights));
+    TSR_TRY(
+        tsr_weights_create(&in->s.model, &in->table, in->device, in->dtype, false, &in->weights));
     const tsr_stage_options options = {
         .config = &in->s.model,
         .table = &in->table,

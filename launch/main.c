@@ -8,22 +8,22 @@
 static const cli_command *const commands[] = {&cli_train, &cli_eval,  &cli_generate,
                                               &cli_ckpt,  &cli_bench, &cli_doctor};
 
-enum {
-    COMMANDS = sizeof commands / sizeof commands[0]
-};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void print_usage(FILE *to)
 {
-    (void)fprintf(to, "usage: tessera COMMAND ...\n\n"
-                      "Trains Mixture-of-Experts language models, alone or under mpirun and srun.\n\n");
+    (void)fprintf(to,
+                  "usage: tessera COMMAND ...\n\n"
+                  "Trains Mixture-of-Experts language models, alone or under mpirun and srun.\n\n");
     for (int i = 0; i < COMMANDS; ++i) {
         (void)fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
     }
-    (void)fprintf(to, "\n  tessera COMMAND --help        options of a command\n"
-                      "  tessera train --help-config   keys of a run file\n"
-                      "  tessera --version             version and libraries\n\n"
-                      "exit codes: 0 done, 1 the run failed, 2 usage or run file, 3 data or checkpoint "
-                      "invalid,\n            4 a peer was lost or timed out\n");
+    (void)fprintf(to,
+                  "\n  tessera COMMAND --help        options of a command\n"
+                  "  tessera train --help-config   keys of a run file\n"
+                  "  tessera --version             version and libraries\n\n"
+                  "exit codes: 0 done, 1 the run failed, 2 usage or run file, 3 data or checkpoint "
+                  "invalid,\n            4 a peer was lost or timed out\n");
 }
 
 static const cli_command *find_command(const char *name)

@@ -9,8 +9,7 @@ static void write_line(metrics *m, json_t *object)
 {
     errno = 0;
     const bool is_written =
-        object != NULL &&
-        json_dumpf(object, m->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+        object != NULL && json_dumpf(object, m->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
         fputc('\n', m->file) != EOF && fflush(m->file) == 0;
 
     json_decref(object);
@@ -61,17 +60,17 @@ const char *metrics_short(double value, char out[16])
     return out;
 }
 
-static void print_eta(double seconds, char out[24])
+static void print_eta(double seconds, char out[32])
 {
     const long all = lround(seconds);
 
-    (void)snprintf(out, 24, "%ld:%02ld:%02ld", all / 3600, all / 60 % 60, all % 60);
+    (void)snprintf(out, 32, "%ld:%02ld:%02ld", all / 3600, all / 60 % 60, all % 60);
 }
 
 void metrics_step(metrics *m, int64_t step, const step_result *r)
 {
     const double gib = 1.0 / 1073741824.0;
-    char rate[16], eta[24], experts[48] = "";
+    char rate[16], eta[32], experts[48] = "";
 
     if (m->file == NULL) {
         return; /* not rank 0 */
@@ -82,23 +81,24 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
         (void)snprintf(experts, sizeof experts, " | experts %.2f L%d", r->expert_max_over_mean,
                        r->worst_layer);
     }
-    (void)fprintf(m->people,
-                  "step %lld/%lld | loss %.4f | aux %.4f | gnorm %.3f | lr %.2e | %.0f ms | %s tok/s | "
-                  "%.0f%% peak%s | %.2f GiB | eta %s\n",
-                  (long long)step, (long long)m->steps, r->loss, r->aux_loss, r->grad_norm, r->lr,
-                  r->ms, metrics_short(r->tokens_per_s, rate), 100.0 * r->gemm_share, experts,
-                  r->mem_bytes * gib, eta);
+    (void)fprintf(
+        m->people,
+        "step %lld/%lld | loss %.4f | aux %.4f | gnorm %.3f | lr %.2e | %.0f ms | %s tok/s | "
+        "%.0f%% peak%s | %.2f GiB | eta %s\n",
+        (long long)step, (long long)m->steps, r->loss, r->aux_loss, r->grad_norm, r->lr, r->ms,
+        metrics_short(r->tokens_per_s, rate), 100.0 * r->gemm_share, experts, r->mem_bytes * gib,
+        eta);
     (void)fflush(m->people);
-    write_line(
-        m, json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:{s:I,s:I,s:I,s:I},s:f}", "step",
-                     (json_int_t)step, "tokens", (json_int_t)r->tokens, "loss", r->loss, "aux_loss",
-                     r->aux_loss, "grad_norm", r->grad_norm, "lr", r->lr, "ms", r->ms,
-                     "tokens_per_s", r->tokens_per_s, "gemm_share", r->gemm_share,
-                     "expert_max_over_mean", r->expert_max_over_mean, "bytes", "self",
-                     (json_int_t)r->bytes[TSR_LINK_SELF], "intra_node",
-                     (json_int_t)r->bytes[TSR_LINK_INTRA_NODE], "in_plane",
-                     (json_int_t)r->bytes[TSR_LINK_IN_PLANE], "cross_plane",
-                     (json_int_t)r->bytes[TSR_LINK_CROSS_PLANE], "mem_gib", r->mem_bytes * gib));
+    write_line(m, json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:{s:I,s:I,s:I,s:I},s:f}",
+                            "step", (json_int_t)step, "tokens", (json_int_t)r->tokens, "loss",
+                            r->loss, "aux_loss", r->aux_loss, "grad_norm", r->grad_norm, "lr",
+                            r->lr, "ms", r->ms, "tokens_per_s", r->tokens_per_s, "gemm_share",
+                            r->gemm_share, "expert_max_over_mean", r->expert_max_over_mean, "bytes",
+                            "self", (json_int_t)r->bytes[TSR_LINK_SELF], "intra_node",
+                            (json_int_t)r->bytes[TSR_LINK_INTRA_NODE], "in_plane",
+                            (json_int_t)r->bytes[TSR_LINK_IN_PLANE], "cross_plane",
+                            (json_int_t)r->bytes[TSR_LINK_CROSS_PLANE], "mem_gib",
+                            r->mem_bytes * gib));
 }
 
 void metrics_validation(metrics *m, int64_t step, double loss, int64_t tokens)
@@ -110,5 +110,5 @@ void metrics_validation(metrics *m, int64_t step, double loss, int64_t tokens)
                   (long long)step, (long long)m->steps, loss, (long long)tokens);
     (void)fflush(m->people);
     write_line(m, json_pack("{s:I,s:f,s:I}", "step", (json_int_t)step, "valid_loss", loss,
-                                   "valid_tokens", (json_int_t)tokens));
+                            "valid_tokens", (json_int_t)tokens));
 }

@@ -5,14 +5,15 @@
 #include "launch/trainer.h"
 
 typedef struct metrics {
-    FILE *file;   /* metrics.jsonl, appended to; NULL on other ranks */
+    FILE *file; /* metrics.jsonl, appended to; NULL on other ranks */
     FILE *people;
     int64_t steps;
     double smooth_ms; /* for the ETA */
     bool has_warned;
 } metrics;
 
-/** Open run_dir/metrics.jsonl; a file with lines gets {"resumed_from": step}. Errors: TSR_ERR_IO. */
+/** Open run_dir/metrics.jsonl; a file with lines gets {"resumed_from": step}. Errors: TSR_ERR_IO.
+ */
 TSR_NODISCARD tsr_status metrics_open(metrics *m, const char *run_dir, int64_t resumed_from,
                                       int64_t steps, FILE *people);
 void metrics_close(metrics *m);

@@ -5,9 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    RUN_FILE_MAX = 1 << 20
-};
+enum { RUN_FILE_MAX = 1 << 20 };
 
 static const tsr_option run_options[] = {
     {"run", "dir", TSR_OPTION_PATH, "runs/run", 0, 0, NULL, NULL,
@@ -15,8 +13,7 @@ static const tsr_option run_options[] = {
     {"run", "seed", TSR_OPTION_INT, "1", 0, 9007199254740992.0, NULL, NULL,
      "initial weights and data order are a function of it", offsetof(run_config, seed)},
     {"run", "device", TSR_OPTION_CHOICE, "auto", 0, 0, "auto cpu cuda", NULL,
-     "where to compute; auto takes the best that this build has",
-     offsetof(run_config, device)},
+     "where to compute; auto takes the best that this build has", offsetof(run_config, device)},
     {"run", "threads", TSR_OPTION_INT, "0", 0, 4096, NULL, NULL,
      "threads a rank; 0: its share of the cores it may use", offsetof(run_config, threads)},
     {"run", "timeout_s", TSR_OPTION_REAL, "600", 1, 86400, NULL, "s",
@@ -70,8 +67,7 @@ static void check_across_sections(settings *s, tsr_config_errors *errors)
     tsr_model_config_check(&s->model, errors);
     tsr_optim_config_check(&s->optim, s->train.steps, errors);
     if (s->data.vocab == 0 && s->model.vocab_size < 256) {
-        tsr_config_error(errors,
-                         "[model] vocab_size = %lld: data.vocab = bytes needs at least 256",
+        tsr_config_error(errors, "[model] vocab_size = %lld: data.vocab = bytes needs at least 256",
                          (long long)s->model.vocab_size);
     }
     if (s->train.valid_every > 0 && s->data.valid[0] == '\0') {
@@ -121,7 +117,8 @@ static tsr_status read_text(const char *path, char *text, int64_t *length_out)
     (void)fclose(file);
     TSR_CHECK(!is_bad, TSR_ERR_ARG, "run file %s: cannot be read (is it a folder?)", path);
     TSR_CHECK(!is_long, TSR_ERR_ARG, "run file %s: longer than %d bytes", path, RUN_FILE_MAX - 1);
-    TSR_CHECK(memchr(text, '\0', length) == NULL, TSR_ERR_ARG, "run file %s: not a text file", path);
+    TSR_CHECK(memchr(text, '\0', length) == NULL, TSR_ERR_ARG, "run file %s: not a text file",
+              path);
     *length_out = (int64_t)length;
     return TSR_OK;
 }
@@ -147,7 +144,8 @@ tsr_status settings_read_file(settings *s, tsr_comm *comm, const char *path,
         text[length] = '\0';
         st = settings_read(s, text, path, overrides, override_count);
         if (st != TSR_OK && tsr_comm_rank(comm) != 0) {
-            st = TSR_FAIL(TSR_ERR_PEER, "rank 0 reports the same"); /* equal everywhere: say it once */
+            st = TSR_FAIL(TSR_ERR_PEER,
+                          "rank 0 reports the same"); /* equal everywhere: say it once */
         }
     }
     tsr_mem_free(text);

@@ -26,9 +26,7 @@ typedef struct precision_config {
     int compute; /* tsr_dtype */
 } precision_config;
 
-enum {
-    SETTINGS_TABLES = 8
-};
+enum { SETTINGS_TABLES = 8 };
 
 typedef struct settings {
     run_config run;

@@ -80,8 +80,8 @@ static void report_problem(void *context, const char *text)
 static tsr_status choose_checkpoint(const train_run *run, const char *resume, char *path)
 {
     const char *dir = run->s.run.dir;
-    const bool by_name = resume != NULL && strcmp(resume, "latest") != 0 &&
-                         strcmp(resume, "auto") != 0;
+    const bool by_name =
+        resume != NULL && strcmp(resume, "latest") != 0 && strcmp(resume, "auto") != 0;
     tsr_ckpt_info info = {0};
     struct stat about;
     bool found = false;
@@ -101,10 +101,11 @@ static tsr_status choose_checkpoint(const train_run *run, const char *resume, ch
             complete += entries[i].has_manifest;
         }
         tsr_mem_free(entries);
-        TSR_CHECK(complete == 0, TSR_ERR_ARG,
-                  "%s holds %d checkpoint%s already: add --resume latest to continue, or choose another "
-                  "run.dir",
-                  dir, complete, complete == 1 ? "" : "s");
+        TSR_CHECK(
+            complete == 0, TSR_ERR_ARG,
+            "%s holds %d checkpoint%s already: add --resume latest to continue, or choose another "
+            "run.dir",
+            dir, complete, complete == 1 ? "" : "s");
         return TSR_OK;
     }
     TSR_TRY(tsr_ckpt_find(by_name ? resume : dir, report_problem, NULL, &found, &info));
@@ -245,8 +246,8 @@ static tsr_status finish_save(train_run *run)
 static tsr_status progress_save(train_run *run, const step_result *step)
 {
     tsr_ckpt_result result = {0};
-    const tsr_status st = tsr_ckpt_progress(run->writer, step->checkpoint_written,
-                                            step->checkpoint_failed, &result);
+    const tsr_status st =
+        tsr_ckpt_progress(run->writer, step->checkpoint_written, step->checkpoint_failed, &result);
 
     if (st == TSR_ERR_IO || st == TSR_ERR_PEER) {
         tsr_log(TSR_LOG_ERROR, "checkpoint was not saved: %s", tsr_error_message());
@@ -290,8 +291,7 @@ static tsr_status loop(train_run *run)
         metrics_step(&run->shown, run->t.step, &result);
         TSR_TRY(progress_save(run, &result));
         stopped = result.stop_wanted > 0;
-        if (!stopped && is_due(run->t.step, s->train.valid_every) &&
-            run->t.step < s->train.steps) {
+        if (!stopped && is_due(run->t.step, s->train.valid_every) && run->t.step < s->train.steps) {
             TSR_TRY(validate(run));
         }
         if (!stopped && is_due(run->t.step, s->checkpoint.every)) {
@@ -329,8 +329,8 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
     const bool is_first = tsr_comm_rank(comm) == 0;
 
     TSR_TRY(tsr_comm_agree(comm, open_data(run)));
-    TSR_TRY(tsr_comm_agree(comm, tsr_config_to_text(run->s.tables, SETTINGS_TABLES,
-                                                    &run->config_text)));
+    TSR_TRY(tsr_comm_agree(comm,
+                           tsr_config_to_text(run->s.tables, SETTINGS_TABLES, &run->config_text)));
     if (is_dry) {
         return banner_plan(&run->s, run->w, run->train_data, run->valid_data);
     }
@@ -347,8 +347,9 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
         char why[TSR_TEXT_MAX]; /* finishing what is in flight must not hide the cause */
 
         (void)snprintf(why, sizeof why, "%s", tsr_error_message());
-        (void)tsr_ckpt_finish(run->writer, &result);
-        report_save(&result);
+        if (tsr_ckpt_finish(run->writer, &result) == TSR_OK) {
+            report_save(&result);
+        }
         return TSR_FAIL(st, "%s", why);
     }
     return st;

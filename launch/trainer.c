@@ -53,7 +53,8 @@ tsr_status trainer_estimate(const settings *s, int ranks, trainer_plan *plan_out
         plan.gradients += elements * sizeof(float);
         plan.staging += elements / (size_t)ranks * 3 * sizeof(float);
     }
-    plan.optimizer = tsr_optimizer_bytes(&s->optim, &table, (tsr_dtype)s->precision.compute, ranks, 0);
+    plan.optimizer =
+        tsr_optimizer_bytes(&s->optim, &table, (tsr_dtype)s->precision.compute, ranks, 0);
     plan.total = plan.weights + plan.gradients + plan.optimizer + plan.activations + plan.staging;
     *plan_out = plan;
 done:
@@ -134,9 +135,17 @@ static tsr_status measure_own_peak(trainer *t, double *rate_out)
 
     TSR_TRY(tsr_device_alloc(t->device, TSR_MEM_WORKSPACE, 3 * bytes, &memory));
     const tsr_gemm_args args = {
-        .a = memory, .b = (char *)memory + bytes, .c = (char *)memory + 2 * bytes,
-        .m = SIZE, .n = SIZE, .k = SIZE, .lda = SIZE, .ldb = SIZE, .ldc = SIZE,
-        .dtype = t->dtype, .c_dtype = t->dtype,
+        .a = memory,
+        .b = (char *)memory + bytes,
+        .c = (char *)memory + 2 * bytes,
+        .m = SIZE,
+        .n = SIZE,
+        .k = SIZE,
+        .lda = SIZE,
+        .ldb = SIZE,
+        .ldc = SIZE,
+        .dtype = t->dtype,
+        .c_dtype = t->dtype,
     };
     tsr_status st = tsr_op_gemm_reserve(t->device, &args);
     for (int round = 0; st == TSR_OK && round < ROUNDS; ++round) {
@@ -185,8 +194,7 @@ tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *vie
 
 static tsr_status send_router_bias(trainer *t)
 {
-    const size_t bytes =
-        (size_t)(t->weights.layers * t->weights.experts) * sizeof *t->router_bias;
+    const size_t bytes = (size_t)(t->weights.layers * t->weights.experts) * sizeof *t->router_bias;
 
     return tsr_device_copy(t->device, t->weights.router_bias, t->router_bias, bytes,
                            TSR_COPY_HOST_TO_DEVICE, t->stream);
@@ -275,8 +283,8 @@ static void read_totals(trainer *t, step_result *result)
     result->checkpoint_failed = (int)sum[SUM_WRITE_FAILED];
     memcpy(result->bytes, sum + SUM_BYTES, sizeof result->bytes);
     for (int r = 0; r < ranks; ++r) {
-        result->mem_bytes = sum[SUM_SLOTS + r] > result->mem_bytes ? sum[SUM_SLOTS + r]
-                                                                   : result->mem_bytes;
+        result->mem_bytes =
+            sum[SUM_SLOTS + r] > result->mem_bytes ? sum[SUM_SLOTS + r] : result->mem_bytes;
     }
     find_imbalance(sum + SUM_SLOTS + ranks, t->weights.layers, t->weights.experts, result);
 }
@@ -329,8 +337,8 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     double squares = 0.0;
 
     memset(t->totals, 0, (size_t)t->totals_count * sizeof *t->totals);
-    double *counts = t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->w->comm)
-                                            : NULL;
+    double *counts =
+        t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->w->comm) : NULL;
     tsr_comm_set_phase("forward and backward", step);
     const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
 
@@ -342,11 +350,11 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     TSR_TRY(exchange_totals(t, &sums, flags, local, squares));
     read_totals(t, &result);
     result.grad_norm = __builtin_sqrt(t->totals[SUM_GRAD_SQUARES]);
-    TSR_CHECK(__builtin_isfinite(result.loss) && __builtin_isfinite(result.grad_norm),
-              TSR_ERR_RANGE,
-              "step %lld: loss %g, gradient norm %g: not finite, the update was not made; resume from "
-              "the last checkpoint with a smaller optim.lr or optim.clip_norm",
-              (long long)step, result.loss, result.grad_norm);
+    TSR_CHECK(
+        __builtin_isfinite(result.loss) && __builtin_isfinite(result.grad_norm), TSR_ERR_RANGE,
+        "step %lld: loss %g, gradient norm %g: not finite, the update was not made; resume from "
+        "the last checkpoint with a smaller optim.lr or optim.clip_norm",
+        (long long)step, result.loss, result.grad_norm);
 
     tsr_comm_set_phase("optimizer and weight all-gather", step);
     TSR_TRY(tsr_optimizer_step(t->optimizer, step, result.lr, result.grad_norm, t->stream));
@@ -358,9 +366,8 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     const double seconds = now_s() - start;
     result.ms = 1e3 * seconds;
     result.tokens_per_s = (double)result.tokens / seconds;
-    result.gemm_share = t->peak_flops > 0.0
-                            ? result.tokens_per_s * t->flops_per_token / t->peak_flops
-                            : 0.0;
+    result.gemm_share =
+        t->peak_flops > 0.0 ? result.tokens_per_s * t->flops_per_token / t->peak_flops : 0.0;
     *result_out = result;
     return TSR_OK;
 }

@@ -24,12 +24,12 @@ typedef struct trainer {
     tsr_optimizer *optimizer;
     int64_t share_begin, share_end; /* own sequences of a global batch */
     int64_t micro_batch;
-    int32_t *tokens;        /* [micro_batch, seq_len + 1] */
-    double *totals;         /* what a step sums over ranks; see trainer_step.c */
+    int32_t *tokens; /* [micro_batch, seq_len + 1] */
+    double *totals;  /* what a step sums over ranks; see trainer_step.c */
     int64_t totals_count;
-    float *router_bias;     /* [L,E] host copy, NULL without experts */
+    float *router_bias; /* [L,E] host copy, NULL without experts */
     int64_t bytes_before[TSR_LINKS];
-    double peak_flops;      /* measured GEMM rate of all ranks together, per second */
+    double peak_flops; /* measured GEMM rate of all ranks together, per second */
     double flops_per_token;
     int64_t step, tokens_seen, data_position; /* progress; part of a checkpoint */
 } trainer;
@@ -51,7 +51,8 @@ void trainer_destroy(trainer *t);
 TSR_NODISCARD tsr_status trainer_measure_peak(trainer *t);
 
 /** The state as a checkpoint sees it. config_text is borrowed. */
-TSR_NODISCARD tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *view_out);
+TSR_NODISCARD tsr_status trainer_view(trainer *t, const char *config_text,
+                                      tsr_state_view *view_out);
 /** Take over what was loaded through such a view. Collective. */
 TSR_NODISCARD tsr_status trainer_restore(trainer *t, const tsr_state_view *view);
 

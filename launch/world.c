@@ -41,10 +41,11 @@ static tsr_status check_not_alone(int size)
               "SLURM_NTASKS is %d but MPI sees 1 rank: this would be %d separate runs; start with "
               "`srun --mpi=pmix` or with mpirun",
               slurm, slurm);
-    TSR_CHECK((open_mpi <= 1 && pmi <= 1) || size > 1, TSR_ERR_ARG,
-              "the launcher started %d tasks but MPI sees 1 rank: mpirun belongs to another MPI than "
-              "the one this program is linked to; `tessera --version` names the latter",
-              open_mpi > pmi ? open_mpi : pmi);
+    TSR_CHECK(
+        (open_mpi <= 1 && pmi <= 1) || size > 1, TSR_ERR_ARG,
+        "the launcher started %d tasks but MPI sees 1 rank: mpirun belongs to another MPI than "
+        "the one this program is linked to; `tessera --version` names the latter",
+        open_mpi > pmi ? open_mpi : pmi);
     return TSR_OK;
 }
 

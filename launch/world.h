@@ -1,23 +1,17 @@
-/* The ranks of this run: MPI's start and end, signals, exit codes. The only place that calls MPI_Init,
- * MPI_Abort or exit(). */
+/* The ranks of this run: MPI's start and end, signals, exit codes. The only place that calls
+ * MPI_Init, MPI_Abort or exit(). */
 #ifndef TSR_LAUNCH_WORLD_H
 #define TSR_LAUNCH_WORLD_H
 
 #include "collectives/collectives.h"
 
 /** Exit codes of the contract. */
-enum {
-    EXIT_DONE = 0,
-    EXIT_RUN_FAILED = 1,
-    EXIT_USAGE = 2,
-    EXIT_BAD_DATA = 3,
-    EXIT_PEER_LOST = 4
-};
+enum { EXIT_DONE = 0, EXIT_RUN_FAILED = 1, EXIT_USAGE = 2, EXIT_BAD_DATA = 3, EXIT_PEER_LOST = 4 };
 
 typedef struct world {
     tsr_comm *comm; /* all ranks; `self` when not started by mpirun or srun */
     bool has_mpi;
-    bool json;   /* --json: one object on stdout and nothing else there */
+    bool json;    /* --json: one object on stdout and nothing else there */
     FILE *people; /* text for people: stdout on a terminal, else stderr */
 } world;
 
