@@ -18,12 +18,14 @@ typedef struct train_run {
     char *config_text;
     int64_t first_step; /* steps done before this start */
     int64_t saved_step; /* newest step handed to the writer */
+    int64_t stop_at;    /* from --stop-at */
 } train_run;
 
 static const cli_option train_options[] = {
     {"set", "section.key=value", "override one key of the run file; may be given again"},
     {"resume", "latest|auto|PATH",
      "continue: from the newest checkpoint of run.dir (auto: if there is one), or from PATH"},
+    {"stop-at", "STEP", "save and stop after this step; schedules stay those of train.steps"},
     {"print-config", NULL, "print the resolved run file and stop"},
     {"help-config", NULL, "print all keys of a run file and stop"},
     {"dry-run", NULL, "check files and memory, print the plan and stop"},
@@ -283,7 +285,8 @@ static tsr_status loop(train_run *run)
     bool stopped = false;
 
     while (run->t.step < s->train.steps && !stopped) {
-        const step_flags flags = {.wants_stop = world_signal() != 0,
+        const step_flags flags = {.wants_stop =
+                                      world_signal() != 0 || run->t.step + 1 >= run->stop_at,
                                   .checkpoint = tsr_ckpt_local_phase(run->writer)};
         step_result result;
 
@@ -306,7 +309,7 @@ static tsr_status loop(train_run *run)
     }
     TSR_TRY(finish_save(run));
     if (stopped) {
-        tsr_log(TSR_LOG_INFO, "stopped by a signal after step %lld; continue with --resume latest",
+        tsr_log(TSR_LOG_INFO, "stopped after step %lld as asked; continue with --resume latest",
                 (long long)run->t.step);
     }
     return TSR_OK;
@@ -381,6 +384,9 @@ static int run_train(const cli_values *values, world *w)
                         ? settings_read_file(&run.s, w->comm, values->positional[0], values->set,
                                              values->set_count)
                         : TSR_FAIL(TSR_ERR_ARG, "train: missing RUN.ini; see tessera train --help");
+    if (st == TSR_OK) {
+        st = cli_get_int(&cli_train, values, "stop-at", 1, INT64_MAX, INT64_MAX, &run.stop_at);
+    }
     if (st == TSR_OK && cli_get(&cli_train, values, "print-config") != NULL) {
         if (tsr_comm_rank(w->comm) == 0) {
             tsr_config_print(stdout, run.s.tables, SETTINGS_TABLES);
