@@ -13,9 +13,21 @@
 extern "C" {
 #endif
 
+/** Cosine and sine of position * theta^(-2i/head_dim). */
+typedef struct tsr_rope_table {
+    float *cosine, *sine; /* [positions, head_dim/2] device memory */
+    int64_t positions;
+} tsr_rope_table;
+
+TSR_NODISCARD tsr_status tsr_rope_table_create(tsr_device *device, const tsr_model_config *config,
+                                               int64_t positions, tsr_rope_table *out);
+void tsr_rope_table_destroy(tsr_device *device, tsr_rope_table *table);
+size_t tsr_rope_table_bytes(const tsr_model_config *config, int64_t positions);
+
 /** Keys and values of earlier positions, for generation; one sequence. */
 typedef struct tsr_kv_cache {
-    void *keys_values; /* [L, max_len, 2 * kv_heads * head_dim], compute type: keys then values */
+    void *keys_values;   /* [L, max_len, 2 * kv_heads * head_dim], compute type: keys then values */
+    tsr_rope_table rope; /* max_len positions: more than the stage's own may have */
     int64_t max_len;
     int64_t length; /* positions filled; the stage advances it after a forward */
 } tsr_kv_cache;
@@ -25,11 +37,12 @@ typedef struct tsr_pass {
     tsr_device *device;
     tsr_stream *stream;
     const tsr_weights *weights;
-    tsr_dtype dtype;    /* compute type */
-    int64_t batch, seq; /* sequences and positions; may be smaller than at creation */
+    const tsr_rope_table *rope; /* at least first_position + seq positions */
+    tsr_dtype dtype;            /* compute type */
+    int64_t batch, seq;         /* sequences and positions; may be smaller than at creation */
     int64_t first_position;
-    bool accumulate;      /* backward_weight adds to the gradients; else it overwrites them */
-    float loss_scale;     /* d(step loss) / d(sum of token losses): 1 / tokens of the global batch */
+    bool accumulate;  /* backward_weight adds to the gradients; else it overwrites them */
+    float loss_scale; /* d(step loss) / d(sum of token losses): 1 / tokens of the global batch */
     float sequence_scale; /* d(step loss) / d(sum over sequences): 1 / sequences of the batch */
     tsr_kv_cache *cache;  /* NULL when training */
 } tsr_pass;
@@ -73,11 +86,90 @@ typedef struct tsr_layer_spec {
     bool train; /* backward will be called */
 } tsr_layer_spec;
 
+/** Device bytes of one layer's `saved` and of its `work`. */
+typedef struct tsr_layer_bytes {
+    size_t saved, work;
+} tsr_layer_bytes;
+
 /** Pre-norm causal attention: input_layernorm, q k v, RoPE, attention, o. */
 TSR_NODISCARD tsr_status tsr_attention_layer_create(const tsr_layer_spec *spec, tsr_layer **out);
+tsr_layer_bytes tsr_attention_layer_bytes(const tsr_layer_spec *spec);
 
 /** Pre-norm dense feed-forward: post_attention_layernorm, gate and up, SwiGLU, down. */
 TSR_NODISCARD tsr_status tsr_dense_layer_create(const tsr_layer_spec *spec, tsr_layer **out);
+tsr_layer_bytes tsr_dense_layer_bytes(const tsr_layer_spec *spec);
+
+/* ---- what layers are made of ------------------------------------------------------------------
+ */
+
+/** Offset of the next part of a block: parts lie one after another, 64-byte aligned. */
+static inline size_t tsr_place(size_t *end, int64_t count, size_t element_bytes)
+{
+    const size_t at = *end;
+
+    *end = (at + (size_t)count * element_bytes + 63) / 64 * 64;
+    return at;
+}
+
+static inline void *tsr_place_at(void *block, size_t offset)
+{
+    return (char *)block + offset;
+}
+
+static inline int64_t tsr_pass_tokens(const tsr_pass *pass)
+{
+    return pass->batch * pass->seq;
+}
+
+/** y[T,out] (+)= x[T,in] w[out,in]^T and its two gradients; rows contiguous. */
+typedef struct tsr_linear {
+    int64_t in, out;
+    tsr_dtype dtype; /* of x, w and dy */
+    tsr_dtype y_dtype, dx_dtype;
+    bool y_adds, dx_adds; /* instead of overwriting; the type is f32 then */
+} tsr_linear;
+
+TSR_NODISCARD tsr_status tsr_linear_forward(const tsr_linear *linear, const tsr_pass *pass,
+                                            int64_t tokens, const void *x, const void *w, void *y);
+TSR_NODISCARD tsr_status tsr_linear_backward_input(const tsr_linear *linear, const tsr_pass *pass,
+                                                   int64_t tokens, const void *dy, const void *w,
+                                                   void *dx);
+/** dw is overwritten, or added to if accumulate. */
+TSR_NODISCARD tsr_status tsr_linear_backward_weight(const tsr_linear *linear, const tsr_pass *pass,
+                                                    int64_t tokens, const void *dy, const void *x,
+                                                    bool accumulate, float *dw);
+/** Prepare the products for 1 .. max_batch sequences of seq tokens; the gradients' too if train. */
+TSR_NODISCARD tsr_status tsr_linear_reserve(const tsr_linear *linear, tsr_device *device,
+                                            int64_t max_batch, int64_t seq, bool train);
+/** As above for one number of tokens. */
+TSR_NODISCARD tsr_status tsr_linear_reserve_tokens(const tsr_linear *linear, tsr_device *device,
+                                                   int64_t tokens, bool train);
+
+/** out += down(silu(gate x) * up x): the inside of a dense layer, and the shared experts. */
+typedef struct tsr_feed_forward {
+    tsr_linear gate_up, down;
+    int gate_param, down_param; /* up_proj lies right behind gate_proj */
+} tsr_feed_forward;
+
+/** prefix: of the three names inside the layer, such as "mlp."; dx_adds: dx += instead of =. */
+tsr_feed_forward tsr_feed_forward_of(const tsr_layer_spec *spec, const char *prefix, int64_t width,
+                                     bool dx_adds);
+TSR_NODISCARD tsr_status tsr_feed_forward_reserve(const tsr_feed_forward *ff,
+                                                  const tsr_layer_spec *spec);
+/** x [T,D]; gate_up [T,2F] is kept for backward; h [T,F] scratch; out [T,D] f32 is added to. */
+TSR_NODISCARD tsr_status tsr_feed_forward_forward(const tsr_feed_forward *ff, const tsr_pass *pass,
+                                                  const void *x, void *gate_up, void *h,
+                                                  float *out);
+/** dy [T,D] dtype. gate_up becomes its own gradient, h [T,F] is made again, dh [T,F] scratch. */
+TSR_NODISCARD tsr_status tsr_feed_forward_backward_input(const tsr_feed_forward *ff,
+                                                         const tsr_pass *pass, const void *dy,
+                                                         void *gate_up, void *h, void *dh,
+                                                         float *dx);
+/** After backward_input, with what it left in gate_up and h. */
+TSR_NODISCARD tsr_status tsr_feed_forward_backward_weight(const tsr_feed_forward *ff,
+                                                          const tsr_pass *pass, const void *x,
+                                                          const void *dy, const void *gate_up,
+                                                          const void *h);
 
 /* ---- the two ends, which are no residual layers ---------------------------------------------- */
 
@@ -93,12 +185,12 @@ typedef struct tsr_head tsr_head;
 /** Final norm and vocabulary projection, in tiles of tokens: logits never exist as a whole. */
 TSR_NODISCARD tsr_status tsr_head_create(const tsr_layer_spec *spec, tsr_head **out);
 void tsr_head_destroy(tsr_head **head_p);
-size_t tsr_head_work_bytes(const tsr_head *head);
+size_t tsr_head_work_bytes(const tsr_layer_spec *spec);
 
 /**
- * Losses of all tokens; when dh is not NULL also the gradients: dh [T,D] is overwritten and those of
- * final norm and projection are added or written as pass->accumulate says. One pass over the tiles,
- * as in Liger (Hsu et al. 2024, arXiv:2410.10989), so there is no separate backward.
+ * Losses of all tokens; when dh is not NULL also the gradients: dh [T,D] is overwritten and those
+ * of final norm and projection are added or written as pass->accumulate says. One pass over the
+ * tiles, as in Liger (Hsu et al. 2024, arXiv:2410.10989), so there is no separate backward.
  *
  * Shapes: h [T,D] f32, target [T], token_loss [T] f32, all device memory.
  */
