@@ -131,7 +131,8 @@ static tsr_status check_attention(const tsr_attention_args *args)
     TSR_OP_CHECK_LEAST(args, kv_len, args->q_len);
     TSR_OP_CHECK_LEAST(args, kv_heads, 1);
     TSR_OP_CHECK_LEAST(args, heads, args->kv_heads);
-    TSR_OP_CHECK_LEAST(args, head_dim, 1);
+    TSR_CHECK(args->head_dim >= 1 && args->head_dim <= TSR_HEAD_DIM_MAX, TSR_ERR_ARG,
+              "attention: head_dim = %d, must be 1 .. %d", args->head_dim, TSR_HEAD_DIM_MAX);
     TSR_CHECK(args->heads % args->kv_heads == 0, TSR_ERR_ARG,
               "attention: heads = %d, must be a multiple of kv_heads = %d", args->heads,
               args->kv_heads);

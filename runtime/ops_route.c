@@ -7,9 +7,12 @@ static tsr_status check_route(const tsr_route_args *args)
     TSR_CHECK(args->tokens % args->seq_len == 0, TSR_ERR_ARG,
               "route: tokens = %lld, must be a multiple of seq_len = %lld", (long long)args->tokens,
               (long long)args->seq_len);
-    TSR_OP_CHECK_LEAST(args, experts, 1);
-    TSR_CHECK(args->top_k >= 1 && args->top_k <= args->experts, TSR_ERR_ARG,
-              "route: top_k = %d, must be 1 .. experts = %d", args->top_k, args->experts);
+    TSR_CHECK(args->experts >= 1 && args->experts <= TSR_EXPERTS_MAX, TSR_ERR_ARG,
+              "route: experts = %d, must be 1 .. %d", args->experts, TSR_EXPERTS_MAX);
+    const int top_k_max = args->experts < TSR_TOP_K_MAX ? args->experts : TSR_TOP_K_MAX;
+    TSR_CHECK(args->top_k >= 1 && args->top_k <= top_k_max, TSR_ERR_ARG,
+              "route: top_k = %d, must be 1 .. %d (experts = %d)", args->top_k, top_k_max,
+              args->experts);
     TSR_CHECK(args->gate == TSR_GATE_SOFTMAX || args->gate == TSR_GATE_SIGMOID, TSR_ERR_ARG,
               "route: gate = %d, must be softmax or sigmoid", (int)args->gate);
     TSR_CHECK(args->aux == TSR_AUX_SWITCH || args->aux == TSR_AUX_GSHARD, TSR_ERR_ARG,

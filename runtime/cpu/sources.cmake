@@ -2,7 +2,10 @@
 target_sources(tsr_runtime PRIVATE
   device.c
   ops_gemm.c
+  ops_layers.c
   ops_profile.c
+  ops_route.c
+  ops_vectors.c
   cpu/cpu_device.c
   cpu/plain/attention.c
   cpu/plain/norm.c
@@ -15,6 +18,13 @@ target_sources(tsr_runtime PRIVATE
 
 # Vector kernels: each file is compiled once per instruction set, with TSR_ISA set to its name.
 set(TSR_SIMD_SOURCES
+  cpu/simd/attention.c
+  cpu/simd/attention_backward.c
+  cpu/simd/norm.c
+  cpu/simd/permute.c
+  cpu/simd/rope.c
+  cpu/simd/route.c
+  cpu/simd/swiglu.c
   cpu/simd/table.c)
 
 set(TSR_SIMD_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)

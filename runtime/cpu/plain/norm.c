@@ -59,9 +59,6 @@ tsr_status tsr_plain_rmsnorm_backward_weight(tsr_device *device, const tsr_rmsno
 {
     (void)device;
     (void)stream;
-    if (args->dweight == NULL) {
-        return TSR_OK;
-    }
     for (int64_t col = 0; col < args->width; ++col) {
         double sum = args->accumulate ? (double)args->dweight[col] : 0.0;
 

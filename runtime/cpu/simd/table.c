@@ -19,6 +19,21 @@ const tsr_device_ops *TSR_SIMD(table)(void)
         .event_wait = tsr_cpu_event_wait,
         .copy = tsr_cpu_copy,
         .zero = tsr_cpu_zero,
+        .rmsnorm_forward = TSR_SIMD(rmsnorm_forward),
+        .rmsnorm_backward_input = TSR_SIMD(rmsnorm_backward_input),
+        .rmsnorm_backward_weight = TSR_SIMD(rmsnorm_backward_weight),
+        .rope = TSR_SIMD(rope),
+        .swiglu_forward = TSR_SIMD(swiglu_forward),
+        .swiglu_backward = TSR_SIMD(swiglu_backward),
+        .attention_forward = TSR_SIMD(attention_forward),
+        .attention_backward = TSR_SIMD(attention_backward),
+        .attention_reserve = TSR_SIMD(attention_reserve),
+        .route_forward = TSR_SIMD(route_forward),
+        .route_backward = TSR_SIMD(route_backward),
+        .permute = TSR_SIMD(permute),
+        .unpermute = TSR_SIMD(unpermute),
+        .sort_by_expert = tsr_cpu_sort_by_expert,
+        .gather_f32 = tsr_cpu_gather_f32,
     };
 
     return &table;
