@@ -41,10 +41,11 @@ void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_
 /** A pre-norm layer of routed experts (and shared ones), every expert on this rank, dropless. */
 typedef struct tsr_moe_stats {
     double balance_loss; /* sum over sequences of E * sum_e f P, without coefficient */
-    double z_loss;       /* sum over tokens of logsumexp^2, without coefficient */
+    double z_loss;       /* sum over tokens of logsumexp^2, without coefficient; 0 when that is 0 */
     const int64_t *counts; /* [E] assignments of the last forward; host, borrowed from the layer */
 } tsr_moe_stats;
 TSR_NODISCARD tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_layer **out);
+tsr_layer_bytes tsr_moe_layer_bytes(const tsr_layer_spec *spec);
 /** Host copies of the last forward's figures; waits for the stream. */
 TSR_NODISCARD tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass,
                                              tsr_moe_stats *stats_out);

@@ -1,1 +1,0 @@
-typedef int tsr_parallel_placeholder;
