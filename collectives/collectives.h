@@ -38,7 +38,10 @@ int tsr_comm_local_size(const tsr_comm *comm);
 /** True once a call has failed in the transport: every later call is refused. */
 bool tsr_comm_is_dead(const tsr_comm *comm);
 
-/** Bytes this rank has sent over comm since its creation, by link class. */
+/**
+ * Payload bytes this rank has sent over comm since its creation, by link class: what is for each
+ * other rank counts once for it, whichever way it travels. Agreements and barriers count nothing.
+ */
 void tsr_comm_bytes(const tsr_comm *comm, int64_t bytes_out[TSR_LINKS]);
 
 /**
@@ -65,7 +68,8 @@ TSR_NODISCARD tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t
 
 typedef enum tsr_reduce { TSR_REDUCE_SUM, TSR_REDUCE_MAX, TSR_REDUCE_MIN } tsr_reduce;
 
-/** In place; summed in the order of ranks 0 .. P-1: all ranks hold equal bits. Collective. */
+/** In place; combined in the order of ranks 0 .. P-1: all ranks hold equal bits. A NaN stays one.
+ *  Collective. Errors: TSR_ERR_ARG if count < 0. */
 TSR_NODISCARD tsr_status tsr_comm_all_reduce_f64(tsr_comm *comm, double *values, int64_t count,
                                                  tsr_reduce op);
 /** As above; sums wrap modulo 2^64. */
@@ -94,6 +98,21 @@ TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *valu
  *  element_bytes: 4 or 2; cuts count elements. Collective. */
 TSR_NODISCARD tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values,
                                                    size_t element_bytes, const int64_t *cuts);
+
+/* ---- for tests ------------------------------------------------------------------------------ */
+
+/** What goes wrong on a faulty communicator. Zeroed but for rank = -1: nothing. */
+typedef struct tsr_comm_fault {
+    int rank; /* here, call number `call` (from 1) fails with `code` before it is entered */
+    int64_t call;
+    tsr_status code;    /* the communicator is dead on this rank from then on */
+    double max_delay_s; /* each call on each rank comes late by up to this, drawn from seed */
+    uint64_t seed;
+} tsr_comm_fault;
+
+/** A communicator that passes calls on to inner (borrowed), late or not at all. Local. */
+TSR_NODISCARD tsr_status tsr_comm_create_faulty(tsr_comm *inner, const tsr_comm_fault *fault,
+                                                tsr_comm **comm_out);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 #include "collectives/comm_impl.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -117,9 +118,9 @@ static double combine_f64(double sum, double value, tsr_reduce op)
 {
     switch (op) {
     case TSR_REDUCE_MAX:
-        return value > sum ? value : sum;
+        return value > sum || isnan(value) ? value : sum;
     case TSR_REDUCE_MIN:
-        return value < sum ? value : sum;
+        return value < sum || isnan(value) ? value : sum;
     default:
         return sum + value;
     }
