@@ -1,0 +1,109 @@
+/* Three ranks, one of which does not come: `stopped`, `late` or `mismatch`. The others must get a
+ * TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0 prints the verdict and
+ * ends the job with code 4, as launch does; stuck.cmake checks both. */
+#include "collectives/mpi_bridge.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    ELEMENTS = 1 << 20 /* too long to be delivered without the receiver's help */
+};
+
+static const double timeout_s = 2.0, slack_s = 1.5; /* the machine may be busy */
+
+static float values[ELEMENTS];
+
+static void pause_s(double seconds)
+{
+    const struct timespec pause = {.tv_sec = (time_t)seconds,
+                                   .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))};
+
+    (void)nanosleep(&pause, NULL);
+}
+
+static tsr_status gradients(tsr_comm *comm)
+{
+    const int64_t cuts[4] = {0, ELEMENTS / 3, ELEMENTS / 3 * 2, ELEMENTS};
+
+    tsr_comm_set_phase("gradient reduce-scatter", 14);
+    return tsr_comm_reduce_scatter_f32(comm, values, cuts);
+}
+
+static tsr_status checkpoint(tsr_comm *comm)
+{
+    tsr_comm_set_phase("checkpoint", -1);
+    return tsr_comm_barrier(comm);
+}
+
+static const struct scene {
+    const char *name, *expected;
+    bool is_stopped;   /* rank 2 */
+    bool is_elsewhere; /* rank 1 */
+    double late_s;     /* rank 1 */
+} scenes[] = {
+    {"stopped",
+     "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
+     "1 do)",
+     true, false, 0},
+    /* rank 0 gives up after 1 s and asks for 1 s; rank 1 comes in between and must not be blamed */
+    {"late",
+     "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
+     "1 do)",
+     true, false, 1.3},
+    {"mismatch",
+     "all ranks respond, but wait for each other: ranks 0 2 in reduce-scatter of gradient "
+     "reduce-scatter (step 14), rank 1 in barrier of checkpoint",
+     false, true, 0},
+};
+
+static bool play(const struct scene *scene, tsr_comm *comm, int rank)
+{
+    if (scene->is_stopped && rank == 2) {
+        (void)raise(SIGSTOP); /* for good: the others end the job */
+    }
+    if (rank == 1) {
+        pause_s(scene->late_s);
+    }
+    const double start = MPI_Wtime();
+    const tsr_status st = scene->is_elsewhere && rank == 1 ? checkpoint(comm) : gradients(comm);
+    const double took = MPI_Wtime() - start;
+    const bool ok = st == TSR_ERR_TIMEOUT && strstr(tsr_error_message(), scene->expected) != NULL &&
+                    took <= timeout_s + slack_s && tsr_comm_is_dead(comm) &&
+                    tsr_comm_barrier(comm) == TSR_ERR_COMM;
+    if (!ok) {
+        (void)fprintf(stderr, "rank %d: status %s after %.2f s: %s\n", rank, tsr_status_name(st),
+                      took, tsr_error_message());
+    }
+    return ok;
+}
+
+int main(int argc, char **argv)
+{
+    const struct scene *scene = NULL;
+    tsr_comm *comm = NULL;
+    MPI_Comm healthy = MPI_COMM_NULL;
+    int provided = 0, rank = 0, ok = 0, all_ok = 0;
+
+    for (size_t i = 0; argc == 2 && i < sizeof scenes / sizeof *scenes; ++i) {
+        scene = strcmp(scenes[i].name, argv[1]) == 0 ? &scenes[i] : scene;
+    }
+    if (scene == NULL || MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != 0) {
+        return 2;
+    }
+    (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    (void)MPI_Comm_split(MPI_COMM_WORLD, scene->is_stopped && rank == 2, rank, &healthy);
+    if (tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, &comm) == TSR_OK &&
+        tsr_comm_barrier(comm) == TSR_OK) {
+        ok = play(scene, comm, rank);
+    }
+    (void)MPI_Allreduce(&ok, &all_ok, 1, MPI_INT, MPI_LAND, healthy);
+    if (rank == 0) {
+        (void)fprintf(stderr, "%s: %s\n", scene->name, all_ok ? "as it should be" : "wrong");
+        (void)MPI_Abort(MPI_COMM_WORLD, all_ok ? 4 : 1);
+    }
+    (void)MPI_Barrier(healthy); /* rank 0 ends the job while the others are here */
+    return 1;
+}
