@@ -1,1 +1,0 @@
-typedef int tsr_checkpoints_placeholder;
