@@ -1,4 +1,4 @@
-#include "runtime/cpu/cpu_impl.h"
+#include "runtime/cpu/gemm_cache.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -101,7 +101,12 @@ tsr_status tsr_cpu_open(const char *name, int threads, tsr_device **out)
     self->base.is_host = true;
     (void)snprintf(self->base.name, sizeof self->base.name, "%s", variant->name);
     describe(&self->base);
+    TSR_TRY_GOTO(tsr_gemm_cache_create(threads, &self->gemms), err_close);
     *out = &self->base;
+    return TSR_OK;
+
+err_close:
+    tsr_cpu_close(&self->base);
     return st;
 }
 
@@ -109,6 +114,7 @@ void tsr_cpu_close(tsr_device *device)
 {
     tsr_cpu_device *self = (tsr_cpu_device *)device;
 
+    tsr_gemm_cache_destroy(&self->gemms);
     tsr_mem_free(self->scratch);
     tsr_mem_free(self);
 }

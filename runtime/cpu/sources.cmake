@@ -7,6 +7,8 @@ target_sources(tsr_runtime PRIVATE
   ops_route.c
   ops_vectors.c
   cpu/cpu_device.c
+  cpu/gemm_cache.c
+  cpu/gemm_onednn.c
   cpu/plain/attention.c
   cpu/plain/norm.c
   cpu/plain/permute.c
