@@ -5,6 +5,7 @@
 #include "launch/trainer.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -341,6 +342,8 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
     TSR_TRY(start_state(run, resume));
     TSR_TRY(tsr_comm_agree(comm, is_first ? open_run_folder(run) : TSR_OK));
     TSR_TRY(create_writer(run));
+    const char *kill_at = getenv("TESSERA_TEST_KILL_AT"); /* for tests: die while saving */
+    tsr_ckpt_kill_at(kill_at != NULL ? atoi(kill_at) : 0);
     TSR_TRY(trainer_measure_peak(&run->t));
     TSR_TRY(banner_run(&run->t, run->train_data, run->valid_data));
     world_catch_signals();
