@@ -1,3 +1,3 @@
-foreach(topic attention norm rope swiglu)
+foreach(topic attention norm permute rope route swiglu)
   tsr_add_unit_test(runtime.${topic} SOURCES runtime/test_${topic}.c LIBS tsr_runtime)
 endforeach()

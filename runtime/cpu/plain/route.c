@@ -100,25 +100,27 @@ static void sum_sequence(const tsr_route_args *args, int64_t sequence)
 {
     const int counted = args->aux == TSR_AUX_SWITCH ? args->top_k : 1;
     const int64_t first = sequence * args->seq_len, experts = args->experts;
+    double score_total[TSR_EXPERTS_MAX] = {0};
+    int64_t count[TSR_EXPERTS_MAX] = {0};
 
-    for (int64_t e = 0; e < experts; ++e) {
-        double score_total = 0.0;
-        int64_t count = 0;
+    for (int64_t token = first; token < first + args->seq_len; ++token) {
+        const float *scores = args->scores + token * experts;
+        const int32_t *index = args->index + token * args->top_k;
+        const double sum = score_sum(args, scores);
 
-        for (int64_t token = first; token < first + args->seq_len; ++token) {
-            const float *scores = args->scores + token * experts;
-
-            score_total += (double)scores[e] / score_sum(args, scores);
-            for (int k = 0; k < args->top_k; ++k) {
-                const bool is_chosen = args->index[token * args->top_k + k] == (int32_t)e;
-
-                args->counts[e] += is_chosen;
-                count += is_chosen && k < counted;
-            }
+        for (int64_t e = 0; e < experts; ++e) {
+            score_total[e] += (double)scores[e] / sum;
         }
-        args->balance[sequence * experts + e] =
-            (float)((double)count / (double)(args->seq_len * counted));
-        args->score_means[sequence * experts + e] = (float)(score_total / (double)args->seq_len);
+        for (int k = 0; k < args->top_k; ++k) {
+            ++args->counts[index[k]];
+            count[index[k]] += k < counted;
+        }
+    }
+    for (int64_t e = 0; e < experts; ++e) {
+        const int64_t at = sequence * experts + e;
+
+        args->balance[at] = (float)((double)count[e] / (double)(args->seq_len * counted));
+        args->score_means[at] = (float)(score_total[e] / (double)args->seq_len);
     }
 }
 
