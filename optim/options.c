@@ -112,7 +112,7 @@ void tsr_optim_config_check(const tsr_optim_config *config, int64_t steps,
                          "optim.warmup_steps = %" PRId64 ", must be at most train.steps = %" PRId64,
                          config->warmup_steps, steps);
     }
-    if (config->schedule == TSR_SCHEDULE_WSD &&
+    if (config->schedule == TSR_SCHEDULE_WSD && config->warmup_steps <= steps &&
         config->decay_steps > steps - config->warmup_steps) {
         tsr_config_error(errors,
                          "optim.decay_steps = %" PRId64 ", must be at most train.steps - "
