@@ -78,6 +78,7 @@ tsr_status tsr_h5_create(const char *name, size_t user_block, tsr_h5_file *out, 
     (void)snprintf(at, sizeof at, "/proc/self/fd/%d", fd);
     (void)snprintf(out->path, sizeof out->path, "%s", name);
     const hid_t access = file_access(), create = H5Pcreate(H5P_FILE_CREATE);
+    (void)H5Pset_fapl_stdio(access); /* the default driver wants to resolve the name */
     if (user_block > 0) {
         (void)H5Pset_userblock(create, user_block);
     } else {
