@@ -1,8 +1,8 @@
 /* Run files: one option table a folder, read by inih, overridden by --set, all errors at once.
  *
- * A table row names section, key, type, default, limits, unit and help, and where the value goes in
- * the folder's struct. Nothing else knows keys: --help-config, --print-config, the checks and the
- * nearest-name hints are all made from the tables. Cross-checks between keys are the folder's own. */
+ * A table row names section, key, type, default, limits, unit and help, and where the value goes
+ * in the folder's struct. Nothing else knows keys: --help-config, --print-config, checks and the
+ * nearest-name hints are all made from the tables. Checks across keys are the folder's own. */
 #ifndef TSR_RUNTIME_CONFIG_H
 #define TSR_RUNTIME_CONFIG_H
 
@@ -22,13 +22,13 @@ enum {
 };
 
 typedef enum tsr_option_type {
-    TSR_OPTION_INT,    /* int64_t; k, m, g suffixes are not taken, 1e6 is */
-    TSR_OPTION_REAL,   /* double */
-    TSR_OPTION_BOOL,   /* bool; true false yes no on off 1 0 */
-    TSR_OPTION_TEXT,   /* char[TSR_TEXT_MAX] */
-    TSR_OPTION_PATH,   /* char[TSR_TEXT_MAX]; relative ones are relative to the run file */
-    TSR_OPTION_PATHS,  /* char[TSR_TEXT_MAX]; comma separated, each as PATH */
-    TSR_OPTION_CHOICE  /* int: place in `choices` */
+    TSR_OPTION_INT,   /* int64_t; k, m, g suffixes are not taken, 1e6 is */
+    TSR_OPTION_REAL,  /* double */
+    TSR_OPTION_BOOL,  /* bool; true false yes no on off 1 0 */
+    TSR_OPTION_TEXT,  /* char[TSR_TEXT_MAX] */
+    TSR_OPTION_PATH,  /* char[TSR_TEXT_MAX]; relative ones are relative to the run file */
+    TSR_OPTION_PATHS, /* char[TSR_TEXT_MAX]; comma separated, each as PATH */
+    TSR_OPTION_CHOICE /* int: place in `choices` */
 } tsr_option_type;
 
 typedef struct tsr_option {

@@ -1,4 +1,4 @@
-/* Tokens from files: text (vocabulary `bytes`) and Megatron's .bin/.idx pairs, mapped, never copied.
+/* Tokens from files: texts (vocabulary `bytes`) and Megatron's .bin/.idx pairs, mapped, not copied.
  *
  * Sample i of step n is a pure function of (seed, n, i): window number (n * global_batch + i) of an
  * endless sequence that visits all windows once an epoch in an order drawn from (seed, epoch).
@@ -30,9 +30,9 @@ typedef struct tsr_data tsr_data;
 /**
  * Open a comma-separated list: text files, or prefixes P with P.bin and P.idx.
  *
- * A file of n tokens has floor((n - 1) / seq_len) windows; window w reads tokens [w S, w S + S] (one
- * more than S: inputs and targets overlap by S - 1). Windows never cross files. The sequences of a
- * pair are joined in the order of its .idx, which is read once, here.
+ * A file of n tokens has floor((n - 1) / seq_len) windows; window w reads tokens [w S, w S + S]
+ * (one more than S: inputs and targets overlap by S - 1). Windows never cross files. The sequences
+ * of a pair are joined in the order of its .idx, which is read once, here.
  * Owns:   the caller, until tsr_data_close(); files stay mapped until then. Replacing a file by
  *         rename is harmless; cutting one short in place ends the program (SIGBUS).
  * Errors: TSR_ERR_IO (missing, unreadable, no regular file), TSR_ERR_FORMAT (bad or truncated .idx,

@@ -33,7 +33,7 @@ typedef enum tsr_status {
 tsr_status tsr_fail(tsr_status code, const char *file, int line, const char *fmt, ...)
     TSR_PRINTF(4, 5);
 
-/** The last failure of this thread, without the place in the source. Borrowed until the next one. */
+/** Last failure of this thread, without the place in the source. Borrowed until the next one. */
 const char *tsr_error_message(void);
 
 /** "file:line" of the last failure of this thread, for debug logs. Borrowed as above. */
@@ -42,7 +42,8 @@ const char *tsr_error_place(void);
 /** Lower-case name of a code, such as "timeout". Static. */
 const char *tsr_status_name(tsr_status code);
 
-#define TSR_FAIL(code, ...) tsr_fail((code), __FILE__, __LINE__, __VA_ARGS__)
+/** The value is `code` itself, so that compilers and analyzers see that it is not TSR_OK. */
+#define TSR_FAIL(code, ...) (tsr_fail((code), __FILE__, __LINE__, __VA_ARGS__), (tsr_status)(code))
 
 /** Callers' mistakes and the outside world; always on. */
 #define TSR_CHECK(cond, code, ...)                                                                 \

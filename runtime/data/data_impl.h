@@ -6,9 +6,9 @@
 
 #include <stdbool.h>
 
-/** A whole file mapped for reading. Zeroed is empty. */
+/** A whole file mapped for reading only. Zeroed is empty. */
 typedef struct tsr_mapping {
-    const unsigned char *bytes;
+    unsigned char *bytes; /* writing faults */
     int64_t size;
 } tsr_mapping;
 

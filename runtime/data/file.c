@@ -39,7 +39,7 @@ tsr_status tsr_mapping_open(const char *path, tsr_mapping *out)
 void tsr_mapping_close(tsr_mapping *mapping)
 {
     if (mapping->bytes != NULL) {
-        (void)munmap((void *)(uintptr_t)mapping->bytes, (size_t)mapping->size);
+        (void)munmap(mapping->bytes, (size_t)mapping->size);
     }
     *mapping = (tsr_mapping){0};
 }
@@ -105,8 +105,7 @@ tsr_status tsr_token_file_open(const char *path, tsr_token_file *out)
         return st;
     }
     /* windows are drawn at random: reading ahead would only fill the page cache */
-    (void)posix_madvise((void *)(uintptr_t)file.mapping.bytes, (size_t)file.mapping.size,
-                        POSIX_MADV_RANDOM);
+    (void)posix_madvise(file.mapping.bytes, (size_t)file.mapping.size, POSIX_MADV_RANDOM);
     *out = file;
     return TSR_OK;
 }

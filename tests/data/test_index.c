@@ -29,7 +29,7 @@ static void make_bin(const char *name, int token_bytes)
     for (int64_t t = 0; t < TOKENS; ++t) {
         store(bytes + t * token_bytes, token(t), token_bytes);
     }
-    write_file(name, bytes, (size_t)(TOKENS * token_bytes));
+    write_file(name, bytes, (size_t)token_bytes * TOKENS);
 }
 
 static void assert_stream(const char *path)

@@ -1,0 +1,14 @@
+#!/bin/bash
+# clang_tidy.sh ROOT BUILD: clang-tidy over every file of the build; findings are errors.
+set -euo pipefail
+cd "$1"
+build=$2
+
+tidy() { # stderr holds counts of what was found in the system's headers
+    clang-tidy --quiet -p "$1" "$2" 2>/dev/null || { echo "clang-tidy: $2"; return 1; }
+}
+export -f tidy
+
+# a file compiled several times (for several instruction sets) is listed as often, but checked once
+sed -n 's/^ *"file": "\(.*\)",\{0,1\}$/\1/p' "$build/compile_commands.json" | sort -u |
+    xargs -P "$(nproc)" -n 1 bash -c 'tidy "$0" "$1"' "$build"
