@@ -101,6 +101,7 @@ tsr_status tsr_cpu_open(const char *name, int threads, tsr_device **out)
     self->base.is_host = true;
     (void)snprintf(self->base.name, sizeof self->base.name, "%s", variant->name);
     describe(&self->base);
+    TSR_TRY_GOTO(tsr_device_check_table(self->base.ops, self->base.name), err_close);
     TSR_TRY_GOTO(tsr_gemm_cache_create(threads, &self->gemms), err_close);
     *out = &self->base;
     return TSR_OK;

@@ -10,16 +10,23 @@ target_sources(tsr_runtime PRIVATE
   cpu/gemm_cache.c
   cpu/gemm_onednn.c
   cpu/plain/attention.c
+  cpu/plain/cross_entropy.c
+  cpu/plain/embedding.c
+  cpu/plain/gemm.c
   cpu/plain/norm.c
   cpu/plain/permute.c
   cpu/plain/rope.c
   cpu/plain/route.c
   cpu/plain/swiglu.c
   cpu/sort.c
-  cpu/plain/table.c)
+  cpu/plain/table.c
+  cpu/plain/vectors.c)
 
 # Vector kernels: each file is compiled once per instruction set, with TSR_ISA set to its name.
 set(TSR_SIMD_SOURCES
+  cpu/simd/adamw.c
+  cpu/simd/cross_entropy.c
+  cpu/simd/embedding.c
   cpu/simd/attention.c
   cpu/simd/attention_backward.c
   cpu/simd/norm.c
@@ -27,7 +34,8 @@ set(TSR_SIMD_SOURCES
   cpu/simd/rope.c
   cpu/simd/route.c
   cpu/simd/swiglu.c
-  cpu/simd/table.c)
+  cpu/simd/table.c
+  cpu/simd/vectors.c)
 
 set(TSR_SIMD_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
 

@@ -33,6 +33,16 @@ const tsr_device_ops *tsr_plain_table(void)
         .unpermute = tsr_plain_unpermute,
         .sort_by_expert = tsr_cpu_sort_by_expert,
         .gather_f32 = tsr_cpu_gather_f32,
+        .gemm = tsr_plain_gemm,
+        .grouped_gemm = tsr_plain_grouped_gemm,
+        .embedding_forward = tsr_plain_embedding_forward,
+        .embedding_backward = tsr_plain_embedding_backward,
+        .cross_entropy = tsr_plain_cross_entropy,
+        .convert = tsr_plain_convert,
+        .add_f32 = tsr_plain_add_f32,
+        .sum = tsr_plain_sum,
+        .sum_squares = tsr_plain_sum_squares,
+        .adamw = tsr_plain_adamw,
     };
 
     return &table;

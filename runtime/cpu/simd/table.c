@@ -38,6 +38,14 @@ const tsr_device_ops *TSR_SIMD(table)(void)
         .unpermute = TSR_SIMD(unpermute),
         .sort_by_expert = tsr_cpu_sort_by_expert,
         .gather_f32 = tsr_cpu_gather_f32,
+        .embedding_forward = TSR_SIMD(embedding_forward),
+        .embedding_backward = TSR_SIMD(embedding_backward),
+        .cross_entropy = TSR_SIMD(cross_entropy),
+        .convert = TSR_SIMD(convert),
+        .add_f32 = TSR_SIMD(add_f32),
+        .sum = TSR_SIMD(sum),
+        .sum_squares = TSR_SIMD(sum_squares),
+        .adamw = TSR_SIMD(adamw),
     };
 
     return &table;
