@@ -12,7 +12,7 @@ static tsr_status route_backward(const moe_layer *self, const tsr_pass *pass, co
     args.dweight = dweight;
     args.aux_factor = (float)config->router_aux_loss_coef * per_layer;
     args.z_factor = (float)config->router_z_loss_coef * per_layer / (float)pass->seq;
-    args.dlogits = tsr_place_at(work, in->logits);
+    args.dlogits = tsr_place_at(work, in->dlogits);
     TSR_TRY(tsr_op_gather_f32(pass->device, tsr_place_at(work, in->drow_weight),
                               tsr_place_at(saved, at->row_of), args.tokens * self->top_k, dweight,
                               pass->stream));
@@ -57,7 +57,7 @@ tsr_status moe_backward_input(tsr_layer *layer, const tsr_pass *pass, const floa
     TSR_TRY(tsr_op_swiglu_backward(pass->device, &swiglu, pass->stream));
     TSR_TRY(route_backward(self, pass, &at, saved, &in, work));
     /* dx starts with the gate's part, the others are added: none needs a pass of its own. */
-    TSR_TRY(tsr_linear_backward_input(&self->gate, pass, tokens, tsr_place_at(work, in.logits),
+    TSR_TRY(tsr_linear_backward_input(&self->gate, pass, tokens, tsr_place_at(work, in.dlogits),
                                       tsr_weights_value(pass->weights, self->gate_param), dx));
     if (self->has_shared) {
         TSR_TRY(shared_backward_input(self, pass, &at, saved, &in, work, dh));
@@ -92,7 +92,7 @@ tsr_status moe_backward_weight(tsr_layer *layer, const tsr_pass *pass, const flo
             tsr_place_at(saved, at.shared_gate_up), tsr_place_at(work, in.shared_h)));
     }
     TSR_TRY(moe_gate_input(self, pass, &at, saved, &in, work, &x));
-    TSR_TRY(tsr_linear_backward_weight(&self->gate, pass, tokens, tsr_place_at(work, in.logits), x,
+    TSR_TRY(tsr_linear_backward_weight(&self->gate, pass, tokens, tsr_place_at(work, in.dlogits), x,
                                        pass->accumulate,
                                        tsr_weights_gradient(pass->weights, self->gate_param)));
     norm.dy = tsr_place_at(work, in.dx);

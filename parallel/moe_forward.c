@@ -19,7 +19,8 @@ tsr_route_args moe_route_args(const moe_layer *self, const tsr_pass *pass, const
     const tsr_model_config *config = self->base.config;
     const moe_figures figures = moe_figures_layout(self->experts, pass->batch);
     void *block = tsr_place_at(saved, at->figures);
-    tsr_route_args args = {.tokens = tsr_pass_tokens(pass),
+    tsr_route_args args = {.logits = tsr_place_at(saved, at->logits),
+                           .tokens = tsr_pass_tokens(pass),
                            .seq_len = pass->seq,
                            .experts = self->experts,
                            .top_k = self->top_k,
@@ -127,8 +128,7 @@ static tsr_status route(const moe_layer *self, const tsr_pass *pass, const moe_s
     const int64_t tokens = tsr_pass_tokens(pass);
     const moe_figures figures = moe_figures_layout(self->experts, pass->batch);
     void *block = tsr_place_at(saved, at->figures);
-    tsr_route_args args = moe_route_args(self, pass, at, saved);
-    float *logits = tsr_place_at(work, in->logits);
+    const tsr_route_args args = moe_route_args(self, pass, at, saved);
     const float *x = NULL;
     const tsr_sort_args sort = {.index = args.index,
                                 .weight = args.weight,
@@ -141,10 +141,10 @@ static tsr_status route(const moe_layer *self, const tsr_pass *pass, const moe_s
                                 .token_of = tsr_place_at(saved, at->token_of),
                                 .row_weight = tsr_place_at(saved, at->row_weight)};
 
-    args.logits = logits;
     TSR_TRY(moe_gate_input(self, pass, at, saved, in, work, &x));
     TSR_TRY(tsr_linear_forward(&self->gate, pass, tokens, x,
-                               tsr_weights_value(pass->weights, self->gate_param), logits));
+                               tsr_weights_value(pass->weights, self->gate_param),
+                               tsr_place_at(saved, at->logits)));
     TSR_TRY(tsr_op_route_forward(pass->device, &args, pass->stream));
     if (args.z != NULL) {
         TSR_TRY(tsr_op_sum_squares(pass->device, args.z, tokens,

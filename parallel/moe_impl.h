@@ -32,6 +32,7 @@ moe_figures moe_figures_layout(int64_t experts, int64_t batch);
 typedef struct moe_saved {
     size_t x;              /* [T,D] dtype: the normed input */
     size_t rstd;           /* [T] f32 */
+    size_t logits;         /* [T,E] f32 */
     size_t scores;         /* [T,E] f32 */
     size_t index, weight;  /* [T,K] i32, f32 */
     size_t z;              /* [T] f32 */
@@ -47,10 +48,9 @@ typedef struct moe_saved {
 moe_saved moe_saved_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t batch,
                            int64_t seq);
 
-/* Byte offsets in work. Forward needs the first five only. */
+/* Byte offsets in work. Forward needs the first four only. */
 typedef struct moe_work {
     size_t x;        /* [T,D] f32: the gate's input; bf16 only */
-    size_t logits;   /* [T,E] f32; their gradient in backward */
     size_t rows;     /* [R,D] dtype: copies of x, then expert outputs; backward: dx, then copies */
     size_t h;        /* [R,F] dtype */
     size_t shared_h; /* [T,Fs] dtype */
@@ -58,6 +58,7 @@ typedef struct moe_work {
     size_t dh;       /* [R,F] dtype */
     size_t drow_weight; /* [R] f32 */
     size_t dweight;     /* [T,K] f32 */
+    size_t dlogits;     /* [T,E] f32 */
     size_t dx;          /* [T,D] f32: gradient of the normed input */
     size_t shared_dy;   /* [T,D] dtype */
     size_t shared_dh;   /* [T,Fs] dtype */

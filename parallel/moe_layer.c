@@ -29,6 +29,7 @@ moe_saved moe_saved_layout(const tsr_model_config *config, tsr_dtype dtype, int6
 
     at.x = tsr_place(&at.bytes, t * config->hidden_size, element);
     at.rstd = tsr_place(&at.bytes, t, sizeof(float));
+    at.logits = tsr_place(&at.bytes, t * e, sizeof(float));
     at.scores = tsr_place(&at.bytes, t * e, sizeof(float));
     at.index = tsr_place(&at.bytes, t * k, sizeof(int32_t));
     at.weight = tsr_place(&at.bytes, t * k, sizeof(float));
@@ -54,7 +55,6 @@ moe_work moe_work_layout(const tsr_model_config *config, tsr_dtype dtype, int64_
     if (dtype != TSR_F32) {
         at.x = tsr_place(&at.bytes, t * d, sizeof(float));
     }
-    at.logits = tsr_place(&at.bytes, t * config->num_experts, sizeof(float));
     at.rows = tsr_place(&at.bytes, r * d, element);
     at.h = tsr_place(&at.bytes, r * f, element);
     at.shared_h = tsr_place(&at.bytes, t * shared, element);
@@ -63,6 +63,7 @@ moe_work moe_work_layout(const tsr_model_config *config, tsr_dtype dtype, int64_
         at.dh = tsr_place(&at.bytes, r * f, element);
         at.drow_weight = tsr_place(&at.bytes, r, sizeof(float));
         at.dweight = tsr_place(&at.bytes, t * config->num_experts_per_tok, sizeof(float));
+        at.dlogits = tsr_place(&at.bytes, t * config->num_experts, sizeof(float));
         at.dx = tsr_place(&at.bytes, t * d, sizeof(float));
         if (shared > 0) {
             at.shared_dy = tsr_place(&at.bytes, t * d, element);
