@@ -21,6 +21,9 @@
 #define VEC_IOTA 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 #define VEC_MAX  _mm512_max_ps
 #define VEC_SQRT _mm512_sqrt_ps
+/* one instruction each; GCC makes up to five of __builtin_convertvector() at this width */
+#define VEC_WIDEN(half)  ((vec_bits)_mm512_cvtepu16_epi32((__m256i)(half)))
+#define VEC_NARROW(bits) ((vec_half)_mm512_cvtepi32_epi16((__m512i)(bits)))
 #elif defined(__AVX2__)
 #define VEC_N    8
 #define VEC_IOTA 0, 1, 2, 3, 4, 5, 6, 7
@@ -31,6 +34,11 @@
 #define VEC_IOTA      0, 1, 2, 3
 #define VEC_MAX(a, b) vec_select((a) > (b), (a), (b))
 #define VEC_SQRT(v)   ((vec){sqrtf((v)[0]), sqrtf((v)[1]), sqrtf((v)[2]), sqrtf((v)[3])})
+#endif
+
+#if !defined(VEC_WIDEN)
+#define VEC_WIDEN(half)  __builtin_convertvector((half), vec_bits)
+#define VEC_NARROW(bits) __builtin_convertvector((bits), vec_half)
 #endif
 
 #define VEC_INLINE static inline __attribute__((always_inline, unused))
@@ -69,7 +77,7 @@ VEC_INLINE vec vec_load_bf16(const tsr_bf16 *from)
     vec_half h;
 
     memcpy(&h, from, sizeof h);
-    return (vec)(__builtin_convertvector(h, vec_bits) << 16);
+    return (vec)(VEC_WIDEN(h) << 16);
 }
 
 /* Rounds as tsr_f32_to_bf16(). */
@@ -78,7 +86,7 @@ VEC_INLINE void vec_store_bf16(tsr_bf16 *to, vec v)
     const vec_bits bits = (vec_bits)v;
     const vec_bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     const vec kept = vec_select(v == v, (vec)rounded, (vec)(bits | 0x400000u)); /* NaN stays NaN */
-    const vec_half h = __builtin_convertvector((vec_bits)kept >> 16, vec_half);
+    const vec_half h = VEC_NARROW((vec_bits)kept >> 16);
 
     memcpy(to, &h, sizeof h);
 }
