@@ -9,3 +9,17 @@ foreach(topic damage kill disk)
     SOURCES checkpoints/test_${topic}.c
     LIBS tsr_state_fixture)
 endforeach()
+
+tsr_add_mpi_test(checkpoints.layouts
+  SOURCES checkpoints/test_layouts.c
+  LIBS tsr_state_fixture
+  RANKS 1 2 3 4)
+
+add_executable(write_checkpoint checkpoints/write_checkpoint.c)
+target_link_libraries(write_checkpoint PRIVATE tsr_flags tsr_state_fixture MPI::MPI_C m)
+# Debian's own Python: the one that python3-h5py installs for
+add_test(NAME checkpoints.h5py COMMAND /usr/bin/python3
+  ${CMAKE_CURRENT_SOURCE_DIR}/checkpoints/test_h5py.py $<TARGET_FILE:write_checkpoint>
+  ${MPIEXEC_EXECUTABLE} ${MPIEXEC_PREFLAGS} ${MPIEXEC_NUMPROC_FLAG})
+set_tests_properties(checkpoints.h5py PROPERTIES LABELS mpi TIMEOUT 60 PROCESSORS 3
+  SKIP_RETURN_CODE 77 ENVIRONMENT "${TSR_MPI_ENVIRONMENT}")
