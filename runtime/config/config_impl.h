@@ -27,8 +27,8 @@ void tsr_option_format(const tsr_option *option, const void *target, char out[TS
 /** Shortest decimal text that strtod() reads back as value. */
 void tsr_real_format(double value, char out[32]);
 
-/** What values are allowed, without units: "from 0 to 10", "f32 bf16"; empty if any. */
-void tsr_option_limits(const tsr_option *option, char out[TSR_CONFIG_WHY_MAX]);
+/** What values are allowed: "from 0 to 10" or, not in words, "0..10"; "f32 bf16"; empty if any. */
+void tsr_option_limits(const tsr_option *option, bool in_words, char out[TSR_CONFIG_WHY_MAX]);
 
 /** Edits (insert, delete, replace, swap neighbours) from a to b; texts are cut at 63 bytes. */
 int tsr_edit_distance(const char *a, const char *b);

@@ -121,7 +121,7 @@ static void print_row(FILE *to, const char *cells[HELP_COLUMNS], const int width
 static void print_help_row(FILE *to, const tsr_option *option, const int widths[HELP_COLUMNS])
 {
     static const char *const types[] = {
-        [TSR_OPTION_INT] = "integer",     [TSR_OPTION_REAL] = "real",
+        [TSR_OPTION_INT] = "int",         [TSR_OPTION_REAL] = "real",
         [TSR_OPTION_BOOL] = "true false", [TSR_OPTION_TEXT] = "text",
         [TSR_OPTION_PATH] = "path",       [TSR_OPTION_PATHS] = "paths, comma separated",
         [TSR_OPTION_CHOICE] = "",
@@ -129,20 +129,20 @@ static void print_help_row(FILE *to, const tsr_option *option, const int widths[
     const char *fallback = option->fallback == NULL      ? "(required)"
                            : option->fallback[0] == '\0' ? "(none)"
                                                          : option->fallback;
-    char limits[TSR_CONFIG_WHY_MAX], values[TSR_CONFIG_WHY_MAX + 128], help[TSR_TEXT_MAX];
+    char limits[TSR_CONFIG_WHY_MAX], values[TSR_CONFIG_WHY_MAX + 128];
 
-    tsr_option_limits(option, limits);
+    tsr_option_limits(option, false, limits);
     (void)snprintf(values, sizeof(values), "%s%s%s%s%s", types[option->type],
                    types[option->type][0] != '\0' && limits[0] != '\0' ? " " : "", limits,
-                   option->unit == NULL ? "" : ", ", option->unit == NULL ? "" : option->unit);
-    (void)snprintf(help, sizeof(help), "%s", option->help);
-    print_row(to, (const char *[HELP_COLUMNS]){option->key, fallback, values, help}, widths);
+                   option->unit == NULL ? "" : " ", option->unit == NULL ? "" : option->unit);
+    print_row(to, (const char *[HELP_COLUMNS]){option->key, fallback, values, option->help},
+              widths);
 }
 
 void tsr_config_help(FILE *to, const tsr_option_table *tables, int table_count)
 {
     const int count = tsr_config_option_count(tables, table_count);
-    int widths[HELP_COLUMNS] = {3, 10, 26, 0};
+    int widths[HELP_COLUMNS] = {3, 10, 22, 0};
 
     for (int i = 0; i < count; ++i) {
         const int length = (int)strlen(tsr_config_option(tables, table_count, i, NULL)->key);

@@ -38,7 +38,18 @@ static bool has_limits(const tsr_option *option)
     return option->min != 0.0 || option->max != 0.0;
 }
 
-void tsr_option_limits(const tsr_option *option, char out[TSR_CONFIG_WHY_MAX])
+/* A limit; large powers of ten are easier to read as such. */
+static void format_limit(double limit, char out[32])
+{
+    const double exponent = limit >= 1e6 ? round(log10(limit)) : 0.0;
+
+    tsr_real_format(limit, out);
+    if (exponent > 0.0 && pow(10.0, exponent) == limit) {
+        (void)snprintf(out, 32, "1e%.0f", exponent);
+    }
+}
+
+void tsr_option_limits(const tsr_option *option, bool in_words, char out[TSR_CONFIG_WHY_MAX])
 {
     char min[32], max[32];
 
@@ -46,14 +57,15 @@ void tsr_option_limits(const tsr_option *option, char out[TSR_CONFIG_WHY_MAX])
     if (option->type == TSR_OPTION_CHOICE) {
         (void)snprintf(out, TSR_CONFIG_WHY_MAX, "%s", option->choices);
     } else if (has_limits(option)) {
-        tsr_real_format(option->min, min);
-        tsr_real_format(option->max, max);
+        format_limit(option->min, min);
+        format_limit(option->max, max);
         if (option->max >= unlimited) {
-            (void)snprintf(out, TSR_CONFIG_WHY_MAX, "at least %s", min);
+            (void)snprintf(out, TSR_CONFIG_WHY_MAX, "%s%s", in_words ? "at least " : ">= ", min);
         } else if (option->min <= -unlimited) {
-            (void)snprintf(out, TSR_CONFIG_WHY_MAX, "at most %s", max);
+            (void)snprintf(out, TSR_CONFIG_WHY_MAX, "%s%s", in_words ? "at most " : "<= ", max);
         } else {
-            (void)snprintf(out, TSR_CONFIG_WHY_MAX, "from %s to %s", min, max);
+            (void)snprintf(out, TSR_CONFIG_WHY_MAX, in_words ? "from %s to %s" : "%s..%s", min,
+                           max);
         }
     }
 }
@@ -65,7 +77,7 @@ static bool in_limits(const tsr_option *option, double value, char why[TSR_CONFI
     if (!has_limits(option) || (value >= option->min && value <= option->max)) {
         return true;
     }
-    tsr_option_limits(option, limits);
+    tsr_option_limits(option, true, limits);
     return refuse(why, "must be %.400s", limits);
 }
 

@@ -181,7 +181,7 @@ static void limits_are_named(void **state)
     assert_errors("[optim]\ndecay = -1\n",
                   "conf/run.ini:2: [optim] decay = -1: must be at least 0\n");
     assert_errors("[train]\nsteps = 0\nglobal_batch = 65537\n",
-                  "conf/run.ini:2: [train] steps = 0: must be from 1 to 1000000000\n"
+                  "conf/run.ini:2: [train] steps = 0: must be from 1 to 1e9\n"
                   "conf/run.ini:3: [train] global_batch = 65537: must be from 1 to 65536\n");
     assert_errors(
         "[optim]\nschedule = Cosine\n",
@@ -376,7 +376,7 @@ static void help_is_a_table_of_100_columns(void **state)
         assert_true(length <= 100 && (length == 0 || line[length - 1] != ' '));
         line += length + 1;
     }
-    assert_non_null(strstr(text, "\n[train]\n  steps         100         integer from 1 to"));
+    assert_non_null(strstr(text, "\n[train]\n  steps         100         int 1..1e9 steps"));
     assert_non_null(strstr(text, "schedule      cosine      cosine wsd constant"));
     free(text);
 }
