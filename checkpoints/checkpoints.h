@@ -41,8 +41,11 @@ void tsr_ckpt_writer_destroy(tsr_ckpt_writer **writer_p);
 /**
  * Stage a copy of the state and start writing it. With async the call returns after the copy, and
  * tsr_ckpt_progress() has to be called until it reports the end; else it returns when published.
- * If the previous save is not finished yet, that one is finished first.
+ * If the previous save is not finished yet, that one is finished first: its failure is returned and
+ * nothing is started, its result is what the next tsr_ckpt_progress() reports.
  * Collective. staged_s_out: seconds the steps were held up.
+ * Errors: TSR_ERR_ARG if the slices are not those of the creation; TSR_ERR_IO with path, bytes needed
+ *         and bytes free; TSR_ERR_PEER. The writer stays usable.
  */
 TSR_NODISCARD tsr_status tsr_ckpt_save(tsr_ckpt_writer *writer, const tsr_state_view *view,
                                        double *staged_s_out);
@@ -124,7 +127,9 @@ TSR_NODISCARD tsr_status tsr_ckpt_verify(const char *path);
  */
 TSR_NODISCARD tsr_status tsr_ckpt_load(tsr_comm *comm, const char *path, tsr_state_view *view);
 
-/** Read one whole parameter's master weights [rows * width] (f32): for eval, generate and export. */
+/** Read one whole parameter's master weights [rows * width] (f32): for eval, generate and export.
+ *  path must have passed tsr_ckpt_find() or tsr_ckpt_verify(): of the shards only the sizes are
+ *  checked again, and the digest of what was read. Errors: TSR_ERR_FORMAT. */
 TSR_NODISCARD tsr_status tsr_ckpt_read_weights(const char *path, const tsr_param_table *table,
                                                int param, float *out);
 /** Read the router bias [layers, experts]; zeros when there is none. */

@@ -224,10 +224,9 @@ static tsr_status find_newest(const char *run_dir, const teller *to, bool *found
 /* A folder that looks like one checkpoint rather than a run. */
 static bool is_checkpoint(const char *path)
 {
-    char shard[32];
+    int64_t step;
 
-    tsr_ckpt_shard_name(0, shard);
-    return tsr_ckpt_exists(path, TSR_CKPT_MANIFEST) || tsr_ckpt_exists(path, shard);
+    return tsr_ckpt_exists(path, TSR_CKPT_MANIFEST) || parse_name(last_part(path), &step);
 }
 
 tsr_status tsr_ckpt_find(const char *path, tsr_ckpt_report *report, void *context, bool *found_out,

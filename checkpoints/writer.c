@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <time.h>
@@ -288,12 +289,18 @@ static void *write_shard(void *argument)
 
 static void start(tsr_ckpt_writer *writer)
 {
+    sigset_t all, before;
+
     memset(writer->digests, 0,
            (size_t)writer->table->count * TSR_CKPT_KINDS * sizeof *writer->digests);
     writer->code = TSR_OK;
     writer->in_flight = true;
     atomic_store(&writer->phase, TSR_CKPT_WRITING);
+    /* signals are for the threads of the program, which wait for them */
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     const int reason = pthread_create(&writer->thread, NULL, write_shard, writer);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     writer->has_thread = reason == 0;
     if (reason != 0) {
         writer->code = TSR_FAIL(TSR_ERR_NOMEM, "no thread to write with: %s", strerror(reason));
@@ -373,31 +380,39 @@ static tsr_status combine(tsr_ckpt_writer *writer)
     return TSR_OK;
 }
 
-/* Digests on all ranks, then the manifest on rank 0; whatever fails, the folder is cleared. */
+static void clear_folder(const tsr_ckpt_writer *writer)
+{
+    if (tsr_ckpt_remove(writer->target.work) != TSR_OK) {
+        tsr_log(TSR_LOG_WARN, "an unfinished checkpoint stays: %s", tsr_error_message());
+    }
+}
+
+/* Digests on all ranks, then the manifest on rank 0. What fails before the manifest is durable takes
+ * the folder with it; after that the checkpoint is complete and stays, whatever becomes of us. */
 static tsr_status conclude(tsr_ckpt_writer *writer)
 {
     const bool is_first = tsr_comm_rank(writer->comm) == 0;
+    char reason[sizeof writer->message];
+    bool is_complete = false;
     tsr_status st = writer->code;
 
     if (st != TSR_OK) {
         st = TSR_FAIL(st, "%s", writer->message);
     }
     st = tsr_comm_agree(writer->comm, st);
+    st = st != TSR_OK ? st : combine(writer);
     if (st == TSR_OK) {
-        st = combine(writer);
-        if (st == TSR_OK && is_first) {
+        if (is_first) {
             st = tsr_ckpt_manifest_write(writer->target.work, &writer->manifest, writer->slices,
                                          writer->slice_count);
+            is_complete = st == TSR_OK;
             st = st != TSR_OK ? st : tsr_ckpt_target_publish(&writer->target, writer->config.keep);
         }
         st = tsr_comm_agree(writer->comm, st);
     }
-    if (st != TSR_OK && is_first) {
-        char reason[1024];
+    if (st != TSR_OK && is_first && !is_complete) {
         (void)snprintf(reason, sizeof reason, "%s", tsr_error_message());
-        if (tsr_ckpt_remove(writer->target.work) != TSR_OK) {
-            tsr_log(TSR_LOG_WARN, "an unfinished checkpoint stays: %s", tsr_error_message());
-        }
+        clear_folder(writer);
         st = TSR_FAIL(st, "%s", reason);
     }
     return st;

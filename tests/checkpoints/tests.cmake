@@ -10,6 +10,10 @@ foreach(topic damage kill disk)
     LIBS tsr_state_fixture)
 endforeach()
 
+tsr_add_unit_test(checkpoints.hostile
+  SOURCES checkpoints/test_hostile.c
+  LIBS tsr_state_fixture tsr_dep_hdf5 tsr_dep_xxhash MPI::MPI_C)
+
 tsr_add_mpi_test(checkpoints.layouts
   SOURCES checkpoints/test_layouts.c
   LIBS tsr_state_fixture
