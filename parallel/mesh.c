@@ -1,5 +1,7 @@
 #include "parallel/parallel.h"
 
+#include <string.h>
+
 #define AT(field) offsetof(tsr_parallel_config, field)
 
 static const char placements[] = "ep shadow swap eplb fssdp quota";
@@ -19,6 +21,19 @@ tsr_option_table tsr_parallel_options(tsr_parallel_config *config)
     return (tsr_option_table){options, (int)(sizeof options / sizeof options[0]), config};
 }
 
+static tsr_status check_placement(int placement)
+{
+    const char *name = placements;
+
+    for (int i = 0; i < placement; ++i) {
+        name = strchr(name, ' ') + 1; /* the option table bounds the number */
+    }
+    TSR_CHECK(placement == 0, TSR_ERR_UNSUPPORTED,
+              "parallel.placement = %.*s is not built yet, set placement = ep",
+              (int)strcspn(name, " "), name);
+    return TSR_OK;
+}
+
 tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world, tsr_mesh *mesh_out)
 {
     const int ranks = tsr_comm_size(world);
@@ -28,8 +43,7 @@ tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world, t
     TSR_CHECK(config->ep <= 1, TSR_ERR_UNSUPPORTED,
               "parallel.ep = %lld: expert parallelism is not built yet, set ep = 1",
               (long long)config->ep);
-    TSR_CHECK(config->placement == 0, TSR_ERR_UNSUPPORTED,
-              "parallel.placement: of \"%s\" only ep is built yet, set placement = ep", placements);
+    TSR_TRY(check_placement(config->placement));
     TSR_CHECK(
         config->dp == 0 || config->dp == ranks, TSR_ERR_ARG,
         "parallel.dp = %lld, but pp 1 * dp * ep 1 must be the %d ranks: set dp = %d or dp = 0",
