@@ -90,7 +90,7 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
         eta);
     (void)fflush(m->people);
     write_line(m, json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:{s:I,s:I,s:I,s:I},s:f}",
-                            "step", (json_int_t)step, "tokens", (json_int_t)r->tokens, "loss",
+                            "step", (json_int_t)step, "tokens", (json_int_t)r->tokens_seen, "loss",
                             r->loss, "aux_loss", r->aux_loss, "grad_norm", r->grad_norm, "lr",
                             r->lr, "ms", r->ms, "tokens_per_s", r->tokens_per_s, "gemm_share",
                             r->gemm_share, "expert_max_over_mean", r->expert_max_over_mean, "bytes",

@@ -362,6 +362,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     TSR_TRY(tsr_stream_wait(t->stream));
     t->step = step;
     t->tokens_seen += result.tokens;
+    result.tokens_seen = t->tokens_seen;
     t->data_position += t->s->train.global_batch;
     const double seconds = now_s() - start;
     result.ms = 1e3 * seconds;

@@ -64,7 +64,8 @@ static tsr_status start_mpi(int *argc, char ***argv, world *w)
 
 tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w)
 {
-    w->people = isatty(STDOUT_FILENO) ? stdout : stderr;
+    /* mpirun gives each rank a terminal of its own for stdout, whatever its own stdout is. */
+    w->people = isatty(STDOUT_FILENO) && !is_launched_by_mpi() ? stdout : stderr;
     if (needs_ranks && is_launched_by_mpi()) {
         TSR_TRY(start_mpi(argc, argv, w));
     } else {

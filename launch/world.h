@@ -12,7 +12,7 @@ typedef struct world {
     tsr_comm *comm; /* all ranks; `self` when not started by mpirun or srun */
     bool has_mpi;
     bool json;    /* --json: one object on stdout and nothing else there */
-    FILE *people; /* text for people: stdout on a terminal, else stderr */
+    FILE *people; /* text for people: stdout on a terminal, else (and under mpirun) stderr */
 } world;
 
 /**

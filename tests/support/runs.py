@@ -38,7 +38,7 @@ global_batch = 7
 micro_batch = 2
 [optim]
 lr = 3e-3
-warmup_steps = 4
+warmup_steps = 2
 [checkpoint]
 every = 0
 keep = 0
