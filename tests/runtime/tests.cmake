@@ -1,4 +1,4 @@
-foreach(topic attention gemm norm permute rope route swiglu)
+foreach(topic attention ends gemm norm permute rope route swiglu vectors)
   tsr_add_unit_test(runtime.${topic} SOURCES runtime/test_${topic}.c LIBS tsr_runtime)
 endforeach()
 
