@@ -100,4 +100,11 @@ static inline void assert_close(tsr_dtype dtype, const void *got, const void *ex
     }
 }
 
+/* The caller's mistake, named in the message. */
+static inline void assert_refused(tsr_status st, const char *text)
+{
+    assert_int_equal(st, TSR_ERR_ARG);
+    assert_non_null(strstr(tsr_error_message(), text));
+}
+
 #endif

@@ -269,12 +269,6 @@ static void the_first_step_is_the_learning_rate(void **state)
     }
 }
 
-static void assert_refused(tsr_status st, const char *text)
-{
-    assert_int_equal(st, TSR_ERR_ARG);
-    assert_non_null(strstr(tsr_error_message(), text));
-}
-
 static void bad_vectors_are_refused(void **state)
 {
     float f[4] = {0};
