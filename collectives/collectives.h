@@ -35,7 +35,13 @@ int tsr_comm_size(const tsr_comm *comm);
 int tsr_comm_local_rank(const tsr_comm *comm);
 int tsr_comm_local_size(const tsr_comm *comm);
 
-/** True once a call has failed in the transport: every later call is refused. */
+/**
+ * True once a call has failed in the transport: every later call is refused (TSR_ERR_COMM).
+ *
+ * The call itself failed with TSR_ERR_COMM, or with TSR_ERR_TIMEOUT and a message that names the
+ * ranks that do not respond, or, when all do, who waits where. Memory that it was to fill is
+ * undefined; nothing is written to it later.
+ */
 bool tsr_comm_is_dead(const tsr_comm *comm);
 
 /**
@@ -56,7 +62,8 @@ void tsr_comm_set_phase(const char *text, int64_t step);
  * The rank with local != TSR_OK keeps its code and message; the others get TSR_ERR_PEER and
  * "rank R: message" of the lowest failing rank.
  * Collective: on comm, blocking.
- * Errors:     TSR_ERR_COMM, TSR_ERR_TIMEOUT if the transport failed: comm is dead.
+ * Errors:     TSR_ERR_COMM, TSR_ERR_TIMEOUT if the transport failed: comm is dead. On a dead one:
+ *             local if that is an error, else TSR_ERR_COMM, without a message to anybody.
  */
 TSR_NODISCARD tsr_status tsr_comm_agree(tsr_comm *comm, tsr_status local);
 

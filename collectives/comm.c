@@ -84,6 +84,9 @@ static void count_to_all(tsr_comm *comm, size_t bytes)
 
 tsr_status tsr_comm_agree(tsr_comm *comm, tsr_status local)
 {
+    if (comm->is_dead && local != TSR_OK) {
+        return local; /* most likely what killed it: the cause must not be covered up */
+    }
     TSR_TRY(check_alive(comm));
     return comm->ops->agree(comm, local);
 }

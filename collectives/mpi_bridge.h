@@ -9,8 +9,10 @@
 /**
  * Make a communicator over a private duplicate of parent.
  *
- * timeout_s bounds every later wait on it. Collective on parent.
- * Errors: TSR_ERR_NOMEM, TSR_ERR_PEER, TSR_ERR_COMM.
+ * timeout_s bounds every later wait on it: time without progress, at the end of which (the last
+ * quarter, 1 s at least, half at most) the waiting ranks find out who does not respond.
+ * Collective on parent.
+ * Errors: TSR_ERR_ARG if timeout_s is not positive; TSR_ERR_NOMEM, TSR_ERR_PEER, TSR_ERR_COMM.
  */
 TSR_NODISCARD tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s,
                                              tsr_comm **comm_out);

@@ -48,6 +48,7 @@ typedef struct tsr_optimizer tsr_optimizer;
  *
  * groups[g]: the communicator whose ranks share group g (borrowed). Collective on each.
  * Owns:      the state; the weights stay the caller's and must outlive it.
+ * Errors:    TSR_ERR_ARG if the weights have no gradients; TSR_ERR_NOMEM, TSR_ERR_PEER.
  */
 TSR_NODISCARD tsr_status tsr_optimizer_create(const tsr_optim_config *config, tsr_weights *weights,
                                               tsr_comm *const groups[TSR_GROUPS],
@@ -72,7 +73,9 @@ TSR_NODISCARD tsr_status tsr_optimizer_grad_squares(tsr_optimizer *optimizer, ts
 
 /**
  * One step with gradients scaled by min(1, clip_norm / grad_norm), then working copies to all.
- * step counts from 1 (bias correction). Collective.
+ * step counts from 1 (bias correction). Collective; waits for the stream.
+ * Errors: TSR_ERR_RANGE if grad_norm is not finite, on all ranks alike, the state untouched;
+ *         TSR_ERR_ARG if step < 1; those of the device and the communicators.
  */
 TSR_NODISCARD tsr_status tsr_optimizer_step(tsr_optimizer *optimizer, int64_t step, double lr,
                                             double grad_norm, tsr_stream *stream);

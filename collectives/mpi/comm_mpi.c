@@ -209,7 +209,7 @@ tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s, tsr_comm **com
         st = TSR_FAIL(TSR_ERR_COMM, "the parent communicator of %d ranks failed", size);
         goto err_free;
     }
-    if (!all_have) {
+    if (self == NULL || !all_have) {
         st = have ? TSR_FAIL(TSR_ERR_PEER, "a peer has no memory for a communicator") : st;
         goto err_free;
     }

@@ -242,6 +242,8 @@ static void a_dead_communicator_is_refused(void **state)
         ok = ok && tsr_comm_barrier(faulty) == TSR_ERR_COMM &&
              strstr(tsr_error_message(), "has failed before") != NULL;
         ok = ok && tsr_comm_agree(faulty, TSR_OK) == TSR_ERR_COMM;
+        ok = ok && tsr_comm_agree(faulty, TSR_FAIL(TSR_ERR_IO, "the cause")) == TSR_ERR_IO &&
+             strcmp(tsr_error_message(), "the cause") == 0;
         ok = ok && tsr_comm_broadcast(faulty, &value, 8, 0) == TSR_ERR_COMM;
         ok = ok && tsr_comm_all_gather(faulty, &none, 4, &none) == TSR_ERR_COMM;
         ok = ok && tsr_comm_all_reduce_f64(faulty, &value, 1, TSR_REDUCE_SUM) == TSR_ERR_COMM;
