@@ -75,10 +75,11 @@ tsr_status tsr_device_open(const char *name, int threads, tsr_device **out)
     if (strcmp(name, "cpu") == 0 || strncmp(name, "cpu:", 4) == 0) {
         return tsr_cpu_open(name, threads, out);
     }
-    return TSR_FAIL(TSR_ERR_ARG,
-                    "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512 or "
-                    "cpu:plain",
-                    name);
+    return TSR_FAIL(
+        TSR_ERR_ARG,
+        "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16 or "
+        "cpu:plain",
+        name);
 }
 
 void tsr_device_close(tsr_device **device_p)

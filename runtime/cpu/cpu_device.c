@@ -24,6 +24,11 @@ static bool has_bf16(void)
 {
     return __builtin_cpu_supports("avx512bf16");
 }
+
+static bool has_avx512bf16(void)
+{
+    return has_avx512() && has_bf16();
+}
 #else
 static bool has_bf16(void)
 {
@@ -38,6 +43,7 @@ static const struct variant {
 } variants[] = {
 /* best first: the alias "cpu" takes the first that runs here */
 #if defined(__x86_64__)
+    {"cpu:avx512bf16", has_avx512bf16, tsr_avx512bf16_table},
     {"cpu:avx512", has_avx512, tsr_avx512_table},
     {"cpu:avx2", has_avx2, tsr_avx2_table},
 #endif
@@ -59,11 +65,13 @@ static tsr_status find_variant(const char *name, const struct variant **out)
                       "device = %s: this processor lacks the instructions, use cpu", name);
         }
     }
-    TSR_CHECK(strcmp(name, "cpu:avx2") != 0 && strcmp(name, "cpu:avx512") != 0, TSR_ERR_UNSUPPORTED,
-              "device = %s is built for x86-64 only, use cpu", name);
-    return TSR_FAIL(TSR_ERR_ARG,
-                    "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512 or cpu:plain",
-                    name);
+    TSR_CHECK(strcmp(name, "cpu:avx2") != 0 && strncmp(name, "cpu:avx512", 10) != 0,
+              TSR_ERR_UNSUPPORTED, "device = %s is built for x86-64 only, use cpu", name);
+    return TSR_FAIL(
+        TSR_ERR_ARG,
+        "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16 or "
+        "cpu:plain",
+        name);
 }
 
 /* The processor's name as the kernel knows it; where it says nothing, the device's name stays. */

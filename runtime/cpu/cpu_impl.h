@@ -51,6 +51,7 @@ tsr_status tsr_cpu_gather_f32(tsr_device *, const float *rows, const int32_t *ro
 const tsr_device_ops *tsr_generic_table(void);
 const tsr_device_ops *tsr_avx2_table(void);
 const tsr_device_ops *tsr_avx512_table(void);
+const tsr_device_ops *tsr_avx512bf16_table(void);
 const tsr_device_ops *tsr_plain_table(void);
 
 #endif

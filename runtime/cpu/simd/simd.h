@@ -1,5 +1,5 @@
 /* Vector kernels of the cpu device. Each file of this folder is compiled once per instruction set
- * (generic, avx2, avx512) with TSR_ISA set to its name; TSR_SIMD(f) is then tsr_<isa>_f.
+ * (generic, avx2, avx512, avx512bf16) with TSR_ISA set to its name; TSR_SIMD(f) is then tsr_<isa>_f.
  *
  * Kernels are written with GCC vector types and plain loops, not with intrinsics of one machine,
  * except inside `#if`-ed headers of their own. They have the signature of the device table and get

@@ -80,13 +80,17 @@ VEC_INLINE vec vec_load_bf16(const tsr_bf16 *from)
     return (vec)(VEC_WIDEN(h) << 16);
 }
 
-/* Rounds as tsr_f32_to_bf16(). */
+/* Rounds as tsr_f32_to_bf16(); the instruction for it makes zeros of denormals. */
 VEC_INLINE void vec_store_bf16(tsr_bf16 *to, vec v)
 {
+#if defined(__AVX512BF16__)
+    const vec_half h = (vec_half)_mm512_cvtneps_pbh(v);
+#else
     const vec_bits bits = (vec_bits)v;
     const vec_bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     const vec kept = vec_select(v == v, (vec)rounded, (vec)(bits | 0x400000u)); /* NaN stays NaN */
     const vec_half h = VEC_NARROW((vec_bits)kept >> 16);
+#endif
 
     memcpy(to, &h, sizeof h);
 }
