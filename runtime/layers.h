@@ -1,9 +1,10 @@
 /* Layers: parts of a model with forward, backward_input and backward_weight as separate calls.
  *
  * A layer reads and adds to the residual stream: h_out = h_in + f(norm(h_in)). It owns no
- * activations: the caller lends `saved` (written by forward, read by both backwards) and `work`
- * (scratch; what backward_input leaves there is what backward_weight of the same layer needs, so
- * nothing may come between the two on that scratch). Experts across ranks are in parallel/. */
+ * activations: the caller lends `saved` (written by forward; backward_input may put gradients over
+ * what it no longer needs, so one forward serves one backward) and `work` (scratch; what
+ * backward_input leaves there is what backward_weight of the same layer needs, so nothing may come
+ * between the two on that scratch). Experts across ranks are in parallel/. */
 #ifndef TSR_RUNTIME_LAYERS_H
 #define TSR_RUNTIME_LAYERS_H
 

@@ -98,7 +98,7 @@ static void weight_gradients_overwrite_or_add(void **state)
     check_accumulation(&c, tsr_dense_layer_create, "post_attention_layernorm.weight");
 }
 
-/* ---- the two ends ----------------------------------------------------------------------------- */
+/* ---- the two ends ---------------------------------------------------------------------------- */
 
 typedef struct ends_rig {
     rig base;

@@ -20,7 +20,7 @@ typedef struct stage_rig {
     tsr_stage_sums sums;
 } stage_rig;
 
-/** Every option at once: a dense layer, shared experts, sigmoid with bias, both auxiliary losses. */
+/** Every option at once: dense layer, shared experts, sigmoid with bias, both auxiliary losses. */
 static inline tsr_model_config stage_rig_config(void)
 {
     tsr_model_config c = rig_config();
