@@ -180,7 +180,10 @@ tsr_status tsr_ckpt_gather_slices(tsr_comm *comm, const tsr_state_view *view,
     if (st == TSR_OK) {
         st = tsr_mem_alloc_array(TSR_MEM_CHECKPOINT, each * size, sizeof(tsr_ckpt_slice), &all);
     }
-    TSR_TRY_GOTO(tsr_comm_agree(comm, st), err_free);
+    st = tsr_comm_agree(comm, st);
+    if (st != TSR_OK || mine == NULL || all == NULL) { /* agreement passes our own failure on */
+        goto err_free;
+    }
     fill_mine(view, tsr_comm_rank(comm), mine);
     TSR_TRY_GOTO(tsr_comm_all_gather(comm, mine, (size_t)each * sizeof(tsr_ckpt_slice), all),
                  err_free);

@@ -104,9 +104,12 @@ static tsr_status check_digests(const loader *self, int params, const char *path
     for (int i = 0; i < params * TSR_CKPT_KINDS; ++i) {
         const tsr_ckpt_tensor *tensor = &self->tensors[i / TSR_CKPT_KINDS];
         const uint64_t wanted = tensor->digest[i % TSR_CKPT_KINDS];
+        /* the files are sound; a source that HDF5 cannot open has been read as zeros */
         TSR_CHECK(self->digests[i] == wanted, TSR_ERR_FORMAT,
-                  "%s: %s/%s was read with digest %016" PRIx64 ", must have %016" PRIx64, path,
-                  tsr_ckpt_kind_names[i % TSR_CKPT_KINDS], tensor->name, self->digests[i], wanted);
+                  "%s: %s/%s was read with digest %016" PRIx64 ", must have %016" PRIx64
+                  "; if files cannot be locked here, set HDF5_USE_FILE_LOCKING=FALSE",
+                  path, tsr_ckpt_kind_names[i % TSR_CKPT_KINDS], tensor->name, self->digests[i],
+                  wanted);
     }
     return TSR_OK;
 }
@@ -148,7 +151,8 @@ static tsr_status take_memory(const tsr_state_view *view, loader *self, tsr_ckpt
     const int params = view->table->count;
     void *block = NULL;
 
-    self->chunk_floats = 4 * TSR_CKPT_CHUNK; /* long reads: each costs HDF5 a walk of the mapping */
+    self->chunk_floats =
+        (int64_t)4 * TSR_CKPT_CHUNK; /* long reads: each costs HDF5 a walk of the mapping */
     for (int i = 0; i < params; ++i) {
         const int64_t width = view->table->params[i].width;
         self->chunk_floats = width > self->chunk_floats ? width : self->chunk_floats;

@@ -6,7 +6,7 @@
 static tsr_status verify_tensor(tsr_ckpt_reader *reader, const tsr_ckpt_tensor *tensor, int kind,
                                 const char *path)
 {
-    const int64_t most = 4 * TSR_CKPT_CHUNK;
+    const int64_t most = (int64_t)4 * TSR_CKPT_CHUNK;
     const int64_t step = tensor->width < most ? most / tensor->width : 1;
     uint64_t digest = 0;
     void *block = NULL;

@@ -1,5 +1,5 @@
 /* SIGKILL at every step of writing: afterwards the newest checkpoint is the old or the new one,
- * valid to the bit. A child saves and is killed at point n, for n = 1, 2, ... until it survives. */
+ * valid to the bit. A child saves twice and is killed at point n of the second, for n = 1, 2, ... until it survives. */
 #include "tests/checkpoints/state_fixture.h"
 #include "tests/support/unit_test.h"
 
@@ -8,30 +8,38 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* In the child: one save of `step`, killed on the way. */
-static int save_once(const char *run, int64_t step, int64_t keep, int kill_at)
+typedef struct scene {
+    const char *run;
+    int64_t before, step, keep;
+} scene;
+
+static bool save(const scene *self, int64_t step)
 {
-    const tsr_checkpoint_config config = {.keep = keep, .async = true};
+    const tsr_checkpoint_config config = {.keep = self->keep, .async = true};
     tsr_comm *comm = NULL;
     tsr_ckpt_result result;
     fixture state;
 
     if (tsr_comm_create_self(&comm) != TSR_OK ||
         !fixture_make(&state, CUT_EVEN, 0, 1, TSR_F32, step, 1)) {
-        return 1;
+        return false;
     }
-    tsr_ckpt_kill_at(kill_at);
-    return fixture_save(comm, run, &state, &config, &result) == TSR_OK ? 0 : 1;
+    const bool ok = fixture_save(comm, self->run, &state, &config, &result) == TSR_OK;
+    fixture_free(&state);
+    tsr_comm_destroy(&comm);
+    return ok;
 }
 
-/* True if the child was killed, false if it came to its end. */
-static bool save_in_child(const char *run, int64_t step, int64_t keep, int kill_at)
+/* True if the child was killed in its second save, false if it came to its end. */
+static bool save_twice_in_child(const scene *self, int kill_at)
 {
     int status = 0;
     const pid_t child = fork();
 
     if (child == 0) {
-        _exit(save_once(run, step, keep, kill_at));
+        const bool has_saved = save(self, self->before);
+        tsr_ckpt_kill_at(kill_at);
+        _exit(has_saved && save(self, self->step) ? 0 : 1);
     }
     assert_true(child > 0);
     assert_int_equal(waitpid(child, &status, 0), child);
@@ -62,28 +70,29 @@ static int64_t newest(const char *run, tsr_comm *comm)
 static void kill_everywhere(int64_t before, int64_t step, int64_t keep, int least_points)
 {
     tsr_comm *comm = NULL;
-    int point = 1, old = 0, new = 0;
+    int point = 1, times_old = 0, times_new = 0;
     bool was_killed = true;
 
     assert_ok(tsr_comm_create_self(&comm));
     for (; was_killed; ++point) {
         char run[TSR_TEXT_MAX];
         assert_true(fixture_folder("/dev/shm", run)); /* what is asked does not need a disk */
-        assert_false(save_in_child(run, before, keep, 0));
-        was_killed = save_in_child(run, step, keep, point);
+        const scene self = {.run = run, .before = before, .step = step, .keep = keep};
+        was_killed = save_twice_in_child(&self, point);
         const int64_t at = newest(run, comm);
         assert_true(at == before || at == step);
         assert_true(was_killed || at == step);
-        old += at == before;
-        new += at == step;
+        times_old += at == before;
+        times_new += at == step;
         /* whatever it left, the same step can be saved again */
-        assert_false(save_in_child(run, step, keep, 0));
+        assert_true(save(&self, step));
         assert_true(newest(run, comm) == step);
         fixture_remove(run);
     }
-    print_message("%d points: %d times the old, %d times the new one\n", point - 2, old, new);
+    print_message("%d points: %d times the old, %d times the new one\n", point - 2, times_old,
+                  times_new);
     assert_true(point - 2 >= least_points);
-    assert_true(new >= 2);
+    assert_true(times_new >= 2);
     tsr_comm_destroy(&comm);
 }
 

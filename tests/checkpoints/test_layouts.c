@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 static const tsr_checkpoint_config behind = {.keep = 0, .async = true};
-static const tsr_checkpoint_config inline_ = {.keep = 0, .async = false};
+static const tsr_checkpoint_config at_once = {.keep = 0, .async = false};
 
 /* A folder of rank 0, known to all. */
 static bool shared_folder(tsr_comm *comm, char out[TSR_TEXT_MAX])
@@ -89,7 +89,7 @@ static void any_layout_loads_any_other(void **state)
 
     for (int i = 0; i < size * CUTS; ++i) {
         tsr_ckpt_result result = {.ended = false};
-        ok = save_on(i / CUTS + 1, (fixture_cut)(i % CUTS), run, i % 2 ? &behind : &inline_,
+        ok = save_on(i / CUTS + 1, (fixture_cut)(i % CUTS), run, i % 2 ? &behind : &at_once,
                      &result) &&
              ok;
         const tsr_status st = tsr_comm_broadcast(comm, &result, sizeof result, 0);
