@@ -1,13 +1,24 @@
-/* What both directions of attention share: f32 tiles in scratch and products of their strips.
+/* What both directions of attention share: tiles in scratch and products of their strips.
  *
  * A tile is TILE queries or keys. Tiles of queries are taken a strip of STRIP rows at a time; the
- * keys of one key-value head are converted once and kept, as they are and transposed. Rows of a
- * head are padded with zeros to whole vectors (`pad` elements), tiles with zero rows. */
+ * keys of one key-value head are brought into scratch once. Products are of 32-bit words: one f32,
+ * or two bf16 (`pack` = 2) where the processor multiplies such pairs. Pairs lie along the summed
+ * index, so a matrix is kept packed by rows (neighbours in a row share a word) as a left factor and
+ * packed by columns as a right one; both are the same memory if pack is 1. Sums are f32.
+ * Rows are padded with zeros to `pad` elements, tiles with zero rows. */
 #ifndef TSR_RUNTIME_CPU_ATTENTION_TILE_H
 #define TSR_RUNTIME_CPU_ATTENTION_TILE_H
 
 #include "runtime/cpu/simd/simd.h"
 #include "runtime/cpu/simd/vec.h"
+
+#if defined(__AVX512BF16__)
+#define BF16_PACK                     2
+#define MULTIPLY_ADD_PAIRS(sum, a, b) ((vec)_mm512_dpbf16_ps((sum), (__m512bh)(a), (__m512bh)(b)))
+#else
+#define BF16_PACK                     1
+#define MULTIPLY_ADD_PAIRS(sum, a, b) ((sum) + (a) * (b)) /* never reached */
+#endif
 
 enum {
     TILE = 64,
@@ -15,13 +26,16 @@ enum {
     STRIP_VECTORS = VEC_N == 16 ? 4 : 2 /* STRIP x this many sums fit the registers */
 };
 
-/* One thread's scratch; sizes in floats, all multiples of 16. */
+/* One thread's scratch. Sizes in words; offsets are multiples of 16. */
 typedef struct attention_scratch {
-    float *k, *v, *dk, *dv; /* [keys, pad] */
-    float *k_t, *v_t;       /* [keys / TILE][pad, TILE] */
-    float *q, *dout, *out;  /* [TILE, pad] */
-    float *p, *ds;          /* [TILE, TILE] */
-    int64_t pad, keys;      /* rounded up to VEC_N and to TILE */
+    float *k_columns, *v_columns;            /* [keys / pack, pad] */
+    float *k_transposed, *v_transposed;      /* [keys / TILE][pad / pack, TILE] */
+    float *dk, *dv;                          /* [keys, pad] f32 */
+    float *q_rows, *q_columns;               /* [TILE, pad / pack], [TILE / pack, pad] */
+    float *dout_rows, *dout_columns;         /* the same */
+    float *out;                              /* [TILE, pad] f32: out or dq */
+    float *p_columns, *ds_columns, *ds_rows; /* [TILE / pack, TILE], [TILE, TILE / pack] */
+    int64_t pad, width, keys;                /* head_dim and kv_len, rounded up */
 } attention_scratch;
 
 VEC_INLINE int64_t round_up(int64_t value, int64_t multiple)
@@ -39,30 +53,42 @@ VEC_INLINE int64_t larger(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
+/* Elements in a word of these tensors. */
+VEC_INLINE int pack_of(const tsr_attention_args *args)
+{
+    return args->dtype == TSR_BF16 ? BF16_PACK : 1;
+}
+
 /* Bytes that one thread needs for these sizes, in either direction. */
 VEC_INLINE size_t scratch_bytes(const tsr_attention_args *args)
 {
-    const int64_t pad = round_up(args->head_dim, VEC_N), keys = round_up(args->kv_len, TILE);
+    const int64_t pad = round_up(args->head_dim, VEC_N * pack_of(args));
+    const int64_t keys = round_up(args->kv_len, TILE);
 
-    return (size_t)(6 * keys * pad + 3 * TILE * pad + 2 * TILE * TILE) * sizeof(float);
+    return (size_t)(6 * keys * pad + 5 * TILE * pad + 3 * TILE * TILE) * sizeof(float);
 }
 
-VEC_INLINE attention_scratch scratch_of_thread(const tsr_attention_args *args, float *base)
+VEC_INLINE attention_scratch scratch_of_thread(const tsr_attention_args *args, int pack,
+                                               float *base)
 {
-    attention_scratch s = {.pad = round_up(args->head_dim, VEC_N),
+    attention_scratch s = {.pad = round_up(args->head_dim, VEC_N * pack),
+                           .width = round_up(args->head_dim, VEC_N),
                            .keys = round_up(args->kv_len, TILE)};
 
-    s.k = base;
-    s.v = s.k + s.keys * s.pad;
-    s.dk = s.v + s.keys * s.pad;
+    s.k_columns = base;
+    s.v_columns = s.k_columns + s.keys * s.pad;
+    s.k_transposed = s.v_columns + s.keys * s.pad;
+    s.v_transposed = s.k_transposed + s.keys * s.pad;
+    s.dk = s.v_transposed + s.keys * s.pad;
     s.dv = s.dk + s.keys * s.pad;
-    s.k_t = s.dv + s.keys * s.pad;
-    s.v_t = s.k_t + s.keys * s.pad;
-    s.q = s.v_t + s.keys * s.pad;
-    s.dout = s.q + TILE * s.pad;
-    s.out = s.dout + TILE * s.pad;
-    s.p = s.out + TILE * s.pad;
-    s.ds = s.p + TILE * TILE;
+    s.out = s.dv + s.keys * s.pad;
+    s.q_rows = s.out + TILE * s.pad;
+    s.dout_rows = s.q_rows + TILE * s.pad;
+    s.q_columns = pack == 1 ? s.q_rows : s.dout_rows + TILE * s.pad;
+    s.dout_columns = pack == 1 ? s.dout_rows : s.q_columns + TILE * s.pad;
+    s.p_columns = s.out + 5 * TILE * s.pad;
+    s.ds_rows = s.p_columns + TILE * TILE;
+    s.ds_columns = pack == 1 ? s.ds_rows : s.ds_rows + TILE * TILE;
     return s;
 }
 
@@ -85,24 +111,56 @@ VEC_INLINE int64_t key_at(const tsr_attention_args *args, int64_t batch, int64_t
     return batch * args->kv_batch_stride + token * args->kv_stride + kv_head * args->head_dim;
 }
 
-/* to[rows, pad] = factor * the rows at `at`, stride apart; zeros up to padded_rows. */
-VEC_INLINE void load_rows(tsr_dtype dtype, const void *from, int64_t at, int64_t stride,
-                          int64_t rows, int64_t width, float factor, int64_t padded_rows,
-                          int64_t pad, float *to)
+/* Rows of a tensor on their way into scratch. */
+typedef struct row_source {
+    const void *base;
+    tsr_dtype dtype;
+    int64_t at, stride, rows, width; /* first element, elements from row to row, size */
+} row_source;
+
+/* to[padded_rows, pad / pack] = the rows, packed by rows. */
+VEC_INLINE void load_rows(int pack, const row_source *from, int64_t padded_rows, int64_t pad,
+                          float *to)
 {
-    for (int64_t row = 0; row < rows; ++row, at += stride, to += pad) {
+    const int64_t width = from->width;
+
+    for (int64_t row = 0; row < from->rows; ++row, to += pad / pack) {
+        const int64_t at = from->at + row * from->stride;
         int64_t col = 0;
 
+        if (pack == 2) {
+            memset(to + pad / 2 - VEC_N, 0, VEC_N * sizeof *to);
+            memcpy(to, (const tsr_bf16 *)from->base + at, (size_t)width * sizeof(tsr_bf16));
+            continue;
+        }
         for (; col + VEC_N <= width; col += VEC_N) {
-            vec_store(to + col, vec_load_as(dtype, from, at + col) * factor);
+            vec_store(to + col, vec_load_as(from->dtype, from->base, at + col));
         }
         if (col < width) {
-            vec_store(to + col, vec_load_as_part(dtype, from, at + col, width - col) * factor);
+            vec_store(to + col, vec_load_as_part(from->dtype, from->base, at + col, width - col));
         }
     }
-    memset(to, 0, (size_t)((padded_rows - rows) * pad) * sizeof *to);
+    memset(to, 0, (size_t)((padded_rows - from->rows) * (pad / pack)) * sizeof *to);
 }
 
+/* rows[count, pad / 2] to columns[count / 2, pad]; nothing to do where both are the same. */
+VEC_INLINE void pack_columns(int pack, const float *rows, int64_t count, int64_t pad,
+                             float *columns)
+{
+    const tsr_bf16 *half = (const tsr_bf16 *)(const void *)rows;
+
+    for (int64_t row = 0; row < count && pack == 2; row += 2, half += 2 * pad, columns += pad) {
+        for (int64_t col = 0; col < pad; col += VEC_N) {
+            vec_half low, high;
+
+            memcpy(&low, half + col, sizeof low);
+            memcpy(&high, half + pad + col, sizeof high);
+            vec_store(columns + col, vec_pair_bf16(low, high));
+        }
+    }
+}
+
+/* Rows of f32 sums, times factor, on their way out. */
 VEC_INLINE void store_rows(tsr_dtype dtype, const float *from, int64_t pad, int64_t rows,
                            int64_t width, float factor, void *to, int64_t at, int64_t stride)
 {
@@ -151,21 +209,21 @@ VEC_INLINE void transpose_square(const float *from, int64_t from_stride, float *
     }
 }
 
-/* [keys, pad] to [keys / TILE][pad, TILE] */
-VEC_INLINE void transpose_tiles(const float *from, int64_t keys, int64_t pad, float *to)
+/* rows[keys, words] to [keys / TILE][words, TILE] */
+VEC_INLINE void transpose_tiles(const float *rows, int64_t keys, int64_t words, float *to)
 {
     for (int64_t tile = 0; tile < keys; tile += TILE) {
-        for (int64_t col = 0; col < pad; col += VEC_N) {
+        for (int64_t word = 0; word < words; word += VEC_N) {
             for (int64_t key = 0; key < TILE; key += VEC_N) {
-                transpose_square(from + (tile + key) * pad + col, pad,
-                                 to + tile * pad + col * TILE + key, TILE);
+                transpose_square(rows + (tile + key) * words + word, words,
+                                 to + tile * words + word * TILE + key, TILE);
             }
         }
     }
 }
 
-/* c[STRIP, vectors] (+)= a[STRIP, depth] b[depth, vectors], all sums in registers. */
-VEC_INLINE void strip_panel(int vectors, const float *a, int64_t a_row, int64_t a_col,
+/* c[STRIP, vectors] (+)= a[STRIP, depth] b[depth, vectors], all sums in registers; depth in words. */
+VEC_INLINE void strip_panel(int pack, int vectors, const float *a, int64_t a_row, int64_t a_col,
                             const float *b, int64_t b_row, int64_t depth, float *c, int64_t c_row,
                             bool add)
 {
@@ -191,7 +249,8 @@ VEC_INLINE void strip_panel(int vectors, const float *a, int64_t a_row, int64_t 
 
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) {
-                sum[r][v] += factor * line[v];
+                sum[r][v] = pack == 2 ? MULTIPLY_ADD_PAIRS(sum[r][v], factor, line[v])
+                                      : sum[r][v] + factor * line[v];
             }
         }
     }
@@ -204,23 +263,25 @@ VEC_INLINE void strip_panel(int vectors, const float *a, int64_t a_row, int64_t 
     }
 }
 
-/* The same for any multiple of VEC_N columns. Element (r, i) of a is a[r * a_row + i * a_col], so
- * that it may be read transposed. */
-VEC_INLINE void strip_product(const float *a, int64_t a_row, int64_t a_col, const float *b,
-                              int64_t b_row, int64_t depth, float *c, int64_t c_row,
+/* The same for any multiple of VEC_N columns and a depth in elements. Word (r, i) of a is
+ * a[r * a_row + i * a_col], so that it may be read transposed. */
+VEC_INLINE void strip_product(int pack, const float *a, int64_t a_row, int64_t a_col,
+                              const float *b, int64_t b_row, int64_t depth, float *c, int64_t c_row,
                               int64_t columns, bool add)
 {
+    const int64_t words = (depth + pack - 1) / pack;
     int64_t col = 0;
 
     for (; col + STRIP_VECTORS * VEC_N <= columns; col += STRIP_VECTORS * VEC_N) {
-        strip_panel(STRIP_VECTORS, a, a_row, a_col, b + col, b_row, depth, c + col, c_row, add);
+        strip_panel(pack, STRIP_VECTORS, a, a_row, a_col, b + col, b_row, words, c + col, c_row,
+                    add);
     }
     if (STRIP_VECTORS > 2 && col + 2 * VEC_N <= columns) {
-        strip_panel(2, a, a_row, a_col, b + col, b_row, depth, c + col, c_row, add);
+        strip_panel(pack, 2, a, a_row, a_col, b + col, b_row, words, c + col, c_row, add);
         col += 2 * VEC_N;
     }
     if (col < columns) {
-        strip_panel(1, a, a_row, a_col, b + col, b_row, depth, c + col, c_row, add);
+        strip_panel(pack, 1, a, a_row, a_col, b + col, b_row, words, c + col, c_row, add);
     }
 }
 

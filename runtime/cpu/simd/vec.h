@@ -81,18 +81,30 @@ VEC_INLINE vec vec_load_bf16(const tsr_bf16 *from)
 }
 
 /* Rounds as tsr_f32_to_bf16(); the instruction for it makes zeros of denormals. */
-VEC_INLINE void vec_store_bf16(tsr_bf16 *to, vec v)
+VEC_INLINE vec_half vec_to_bf16(vec v)
 {
 #if defined(__AVX512BF16__)
-    const vec_half h = (vec_half)_mm512_cvtneps_pbh(v);
+    return (vec_half)_mm512_cvtneps_pbh(v);
 #else
     const vec_bits bits = (vec_bits)v;
     const vec_bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     const vec kept = vec_select(v == v, (vec)rounded, (vec)(bits | 0x400000u)); /* NaN stays NaN */
-    const vec_half h = VEC_NARROW((vec_bits)kept >> 16);
+
+    return VEC_NARROW((vec_bits)kept >> 16);
 #endif
+}
+
+VEC_INLINE void vec_store_bf16(tsr_bf16 *to, vec v)
+{
+    const vec_half h = vec_to_bf16(v);
 
     memcpy(to, &h, sizeof h);
+}
+
+/* Lane by lane the pair (low, high) in one 32-bit word, as products of bf16 pairs want it. */
+VEC_INLINE vec vec_pair_bf16(vec_half low, vec_half high)
+{
+    return (vec)(VEC_WIDEN(low) | VEC_WIDEN(high) << 16);
 }
 
 /* The first count < VEC_N elements, the others zero. */
