@@ -238,6 +238,28 @@ static void broken_logits_give_valid_choices(void **state)
     }
 }
 
+static void a_nan_ranks_below_all_numbers(void **state)
+{
+    const int32_t expected[3] = {2, 1, 3};
+
+    (void)state;
+    for (int i = -1; i < RIGS; ++i) {
+        router t = take_router(1, 1, 4, 3);
+        rig r;
+
+        t.args.gate = TSR_GATE_SIGMOID;
+        t.logits[0] = NAN;
+        t.logits[1] = 1.0f;
+        t.logits[2] = 2.0f;
+        t.logits[3] = -1.0f;
+        if (i < 0 ? open_named("cpu:plain", 1, &r) : open_rig(i, &r)) {
+            run(&r, &t);
+            assert_memory_equal(t.args.index, expected, sizeof expected);
+        }
+        free_router(&t);
+    }
+}
+
 static void too_large_sizes_are_refused(void **state)
 {
     router t = take_router(2, 2, 4, 2);
@@ -262,6 +284,7 @@ int main(void)
         cmocka_unit_test(plain_gradient_is_the_difference_quotient),
         cmocka_unit_test(ties_go_to_the_lower_expert),
         cmocka_unit_test(broken_logits_give_valid_choices),
+        cmocka_unit_test(a_nan_ranks_below_all_numbers),
         cmocka_unit_test(too_large_sizes_are_refused),
     };
 
