@@ -56,9 +56,8 @@ TSR_NODISCARD tsr_status tsr_op_profile_read(tsr_device *device, tsr_stream *str
               (long long)(args_)->size_)
 
 #define TSR_OP_CHECK_LEAST(args_, size_, least_)                                                   \
-    TSR_CHECK((args_)->size_ >= (least_), TSR_ERR_ARG,                                             \
-              "%s: " #size_ " = %lld, must be >= " #least_ " = %lld", __func__,                    \
-              (long long)(args_)->size_, (long long)(least_))
+    TSR_CHECK((args_)->size_ >= (least_), TSR_ERR_ARG, "%s: " #size_ " = %lld, must be >= %lld",   \
+              __func__, (long long)(args_)->size_, (long long)(least_))
 
 #define TSR_OP_CHECK_POINTER(args_, pointer_)                                                      \
     TSR_CHECK((args_)->pointer_ != NULL, TSR_ERR_ARG, "%s: " #pointer_ " must not be NULL",        \

@@ -1,4 +1,4 @@
-foreach(topic attention device ends gemm memory norm permute rng rope route status swiglu vectors)
+foreach(topic arguments attention device ends gemm memory norm permute rng rope route status swiglu vectors)
   tsr_add_unit_test(runtime.${topic} SOURCES runtime/test_${topic}.c LIBS tsr_runtime)
 endforeach()
 
