@@ -371,7 +371,7 @@ static dnnl_status_t execute_widened(const tsr_matmul *matmul, dnnl_stream_t str
 int tsr_matmul_run(const tsr_gemm_cache *cache, const tsr_matmul *matmul, int thread, const void *a,
                    const void *b, void *c)
 {
-    void *const handles[ROLES] = {(void *)(uintptr_t)a, (void *)(uintptr_t)b, c,
+    void *const handles[ROLES] = {(void *)a, (void *)b, c,
                                   cache->scratch + (size_t)thread * cache->part_bytes};
     const memory_set *memory = &matmul->memory[matmul->sets == 1 ? 0 : thread];
 

@@ -190,7 +190,8 @@ static int64_t plan_rows(const tsr_grouped_gemm_args *args, int threads, int exp
                          task *tasks)
 {
     const int64_t rows = args->offsets[expert + 1] - args->offsets[expert];
-    const int64_t share = round_up(args->offsets[args->experts] / (2 * threads), TSR_ROW_ALIGN);
+    const int64_t share =
+        round_up(args->offsets[args->experts] / ((int64_t)2 * threads), TSR_ROW_ALIGN);
     const int64_t least = share < LEAST_PIECE_ROWS ? LEAST_PIECE_ROWS : share;
     const int64_t piece = rows == 0 ? 1 : even_piece(rows, least < PIECE_ROWS ? least : PIECE_ROWS);
 
