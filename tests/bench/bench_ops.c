@@ -268,7 +268,8 @@ static tsr_status measure_limits(bench *b)
 static tsr_status run_all(bench *b)
 {
     typedef const op_case *case_table(int *count_out);
-    static case_table *const tables[] = {op_cases_gemm, op_cases_vectors};
+    static case_table *const tables[] = {op_cases_gemm, op_cases_layers, op_cases_route,
+                                         op_cases_vectors};
 
     TSR_TRY(tsr_device_open("cpu:plain", 1, &b->plain));
     TSR_TRY(tsr_stream_create(b->plain, &b->plain_stream));

@@ -63,6 +63,8 @@ int64_t job_size(const job *j, int64_t full, int64_t toy);
 
 /** Tables of cases; *count_out entries. */
 const op_case *op_cases_gemm(int *count_out);
+const op_case *op_cases_layers(int *count_out);
+const op_case *op_cases_route(int *count_out);
 const op_case *op_cases_vectors(int *count_out);
 
 #endif

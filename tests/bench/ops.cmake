@@ -3,6 +3,8 @@ execute_process(COMMAND git describe --always --dirty WORKING_DIRECTORY ${CMAKE_
 add_executable(bench_ops
   bench/bench_ops.c
   bench/op_cases_gemm.c
+  bench/op_cases_layers.c
+  bench/op_cases_route.c
   bench/op_cases_vectors.c)
 target_link_libraries(bench_ops PRIVATE tsr_flags tsr_runtime m)
 target_compile_definitions(bench_ops PRIVATE TSR_REVISION="${bench_revision}"
