@@ -269,7 +269,7 @@ static tsr_status read_attributes(const tsr_h5_file *file, tsr_ckpt_manifest *ma
 static tsr_status read_all(const char *path, uint64_t file_bytes, bool with_tensors,
                            tsr_ckpt_manifest *manifest)
 {
-    tsr_h5_file file;
+    tsr_h5_file file = {.id = -1};
     tsr_status st;
 
     TSR_TRY(tsr_h5_open(path, &file));

@@ -4,10 +4,19 @@ target_link_libraries(tsr_state_fixture PUBLIC tsr_checkpoints)
 tsr_add_unit_test(checkpoints.save_load
   SOURCES checkpoints/test_save_load.c
   LIBS tsr_state_fixture)
-foreach(topic damage kill disk)
+foreach(topic damage disk)
   tsr_add_unit_test(checkpoints.${topic}
     SOURCES checkpoints/test_${topic}.c
     LIBS tsr_state_fixture)
+endforeach()
+
+tsr_add_unit_test(checkpoints.kill
+  SOURCES checkpoints/test_kill.c
+  LIBS tsr_state_fixture
+  ARGS a_new_step)
+foreach(topic a_new_step_that_drops_the_old the_same_step_again)
+  add_test(NAME checkpoints.kill.${topic} COMMAND test_checkpoints_kill ${topic})
+  set_tests_properties(checkpoints.kill.${topic} PROPERTIES LABELS unit TIMEOUT 60)
 endforeach()
 
 tsr_add_unit_test(checkpoints.hostile
