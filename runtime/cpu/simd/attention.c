@@ -10,6 +10,7 @@
 
 /* Running softmax of the queries of a tile. */
 typedef struct softmax_state {
+    float scale;            /* of all scores */
     float top[TILE];        /* largest score so far */
     float sum[TILE][VEC_N]; /* of exp(score - top), lane by lane */
 } softmax_state;
@@ -32,28 +33,29 @@ VEC_INLINE float scale_and_mask(float *scores, int64_t columns, int64_t visible,
     return vec_max_lane(highest);
 }
 
-/* Scores become probabilities times exp(lse - top), packed by rows in place; the sums so far and
- * out, whose row this is, are rescaled when top rises. */
-VEC_INLINE void softmax_row(int pack, float *scores, int64_t columns, int64_t visible, float scale,
-                            float *top_inout, float *lane_sums, float *out, int64_t width)
+/* Scores of query `row` become probabilities times exp(lse - top), packed by rows in place; the
+ * row's sums so far, in state and in out, are rescaled when top rises. */
+VEC_INLINE void softmax_row(int pack, const attention_scratch *s, float *scores, int64_t columns,
+                            int64_t visible, int64_t row, softmax_state *state)
 {
-    const float before = *top_inout;
-    vec sum = vec_load(lane_sums);
+    const float before = state->top[row];
+    float *out = s->out + row * s->pad;
+    vec sum = vec_load(state->sum[row]);
 
     if (visible <= 0) {
         memset(scores, 0, (size_t)columns * sizeof *scores);
         return;
     }
-    const float now = scale_and_mask(scores, columns, visible, scale);
+    const float now = scale_and_mask(scores, columns, visible, state->scale);
     const float top = now > before ? now : before;
     if (now > before) {
         const vec factor = vec_exp(vec_set(before - top));
 
         sum *= factor;
-        for (int64_t col = 0; col < width; col += VEC_N) {
+        for (int64_t col = 0; col < s->width; col += VEC_N) {
             vec_store(out + col, vec_load(out + col) * factor);
         }
-        *top_inout = top;
+        state->top[row] = top;
     }
     for (int64_t col = 0; col < columns; col += VEC_N) {
         const vec p = vec_exp(vec_load(scores + col) - top);
@@ -61,30 +63,29 @@ VEC_INLINE void softmax_row(int pack, float *scores, int64_t columns, int64_t vi
         vec_store_as(pack == 2 ? TSR_BF16 : TSR_F32, scores, col, p); /* never ahead of the load */
         sum += p;
     }
-    vec_store(lane_sums, sum);
+    vec_store(state->sum[row], sum);
 }
 
 /* One strip against one tile of keys; row r of the tile sees its first r + offset + 1 keys. */
-VEC_INLINE void forward_strip(int pack, const tsr_attention_args *args, const attention_scratch *s,
-                              int64_t first, int64_t key, int64_t offset, softmax_state *state)
+VEC_INLINE void forward_strip(int pack, const attention_scratch *s, int64_t first, int64_t key,
+                              int64_t offset, softmax_state *state)
 {
-    const int64_t pad = s->pad, seen = smaller(TILE, first + STRIP + offset);
+    const int64_t words = s->pad / pack, seen = smaller(TILE, first + STRIP + offset);
     const int64_t columns = round_up(seen, VEC_N);
-    float *out = s->out + first * pad;
+    const left_factor q = {s->q_rows + first * words, words, 1};
+    const matrix k = {s->k_transposed + key * words, TILE};
+    const matrix v = {s->v_columns + key / pack * s->pad, s->pad};
     float p[STRIP * TILE] __attribute__((aligned(64)));
 
     if (seen <= 0) {
         return;
     }
-    strip_product(pack, s->q_rows + first * (pad / pack), pad / pack, 1,
-                  s->k_transposed + key * (pad / pack), TILE, args->head_dim, p, TILE, columns,
-                  false);
+    strip_product(pack, q, k, s->head_dim, (matrix){p, TILE}, columns, false);
     for (int64_t r = 0; r < STRIP; ++r) {
-        softmax_row(pack, p + r * TILE, columns, first + r + offset + 1, args->scale,
-                    &state->top[first + r], state->sum[first + r], out + r * pad, s->width);
+        softmax_row(pack, s, p + r * TILE, columns, first + r + offset + 1, first + r, state);
     }
-    strip_product(pack, p, TILE, 1, s->v_columns + key / pack * pad, pad, seen, out, pad, s->width,
-                  true);
+    strip_product(pack, (left_factor){p, TILE, 1}, v, seen,
+                  (matrix){s->out + first * s->pad, s->pad}, s->width, true);
 }
 
 VEC_INLINE void forward_tile(int pack, const tsr_attention_args *args, const attention_scratch *s,
@@ -92,26 +93,24 @@ VEC_INLINE void forward_tile(int pack, const tsr_attention_args *args, const att
 {
     const int64_t rows = smaller(TILE, args->q_len - first), padded = round_up(rows, STRIP);
     const int64_t position = args->kv_len - args->q_len + first; /* of the first query */
-    const row_source q = {args->q,        args->dtype, query_at(args, batch, first, head),
-                          args->q_stride, rows,        args->head_dim};
-    softmax_state state;
+    const head_rows q = query_rows(args, args->q, batch, head, first, rows);
+    head_rows out = out_rows(args, args->out, batch, head, first, 1);
+    softmax_state state = {.scale = args->scale};
 
     load_rows(pack, &q, padded, s->pad, s->q_rows);
     memset(s->out, 0, (size_t)(padded * s->pad) * sizeof *s->out);
-    memset(state.sum, 0, sizeof state.sum);
     for (int64_t row = 0; row < padded; ++row) {
         state.top[row] = -INFINITY;
     }
     for (int64_t key = 0; key < position + rows; key += TILE) {
         for (int64_t row = 0; row < padded; row += STRIP) {
-            forward_strip(pack, args, s, row, key, position - key, &state);
+            forward_strip(pack, s, row, key, position - key, &state);
         }
     }
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = 0; row < rows; ++row, out.at += out.stride) {
         const float sum = vec_sum(vec_load(state.sum[row]));
 
-        store_rows(args->dtype, s->out + row * s->pad, s->pad, 1, args->head_dim, 1.0f / sum,
-                   args->out, out_at(args, batch, first + row, head), 0);
+        store_rows(s->out + row * s->pad, s->pad, 1.0f / sum, &out, args->out);
         if (args->lse != NULL) {
             args->lse[(batch * args->heads + head) * args->q_len + first + row] =
                 state.top[row] + logf(sum);
@@ -125,8 +124,7 @@ VEC_INLINE void forward_head(int pack, const tsr_attention_args *args, float *ba
 {
     const attention_scratch s = scratch_of_thread(args, pack, base);
     const int64_t group = args->heads / args->kv_heads;
-    row_source keys = {args->k,         args->dtype,  key_at(args, batch, 0, kv_head),
-                       args->kv_stride, args->kv_len, args->head_dim};
+    head_rows keys = key_rows(args, args->k, batch, kv_head);
     float *rows = pack == 1 ? s.v_columns : s.dv; /* dv: free in this direction */
 
     load_rows(pack, &keys, s.keys, s.pad, rows);

@@ -11,16 +11,18 @@
 
 /* What is known of each query of a tile. */
 typedef struct query_stats {
+    float scale;              /* of all scores */
     float lse[TILE], d[TILE]; /* zero in padding, where q and dout are zero too */
 } query_stats;
 
 /* The p and ds of `pack` rows from their scores and dp, into scratch; zero beyond visible keys. */
 VEC_INLINE void gradient_rows(int pack, const attention_scratch *s, const float *scores,
-                              const float *dp, int64_t row, int64_t columns, int64_t visible,
-                              float scale, const query_stats *stats)
+                              const float *dp, int64_t row, int64_t offset,
+                              const query_stats *stats)
 {
     const vec_int lane = {VEC_IOTA};
-    const int64_t at = row / pack * TILE;
+    const int64_t visible = row + offset + 1, at = row / pack * TILE;
+    const int64_t columns = round_up(smaller(TILE, row / STRIP * STRIP + STRIP + offset), VEC_N);
     tsr_bf16 *ds_rows = (tsr_bf16 *)(void *)(s->ds_rows + row * (TILE / pack));
 
     for (int64_t col = 0; col < columns; col += VEC_N) {
@@ -30,7 +32,7 @@ VEC_INLINE void gradient_rows(int pack, const attention_scratch *s, const float 
         for (int r = 0; r < pack; ++r) {
             const vec score = vec_load(scores + r * TILE + col);
 
-            p[r] = vec_exp(score * scale - stats->lse[row + r]);
+            p[r] = vec_exp(score * stats->scale - stats->lse[row + r]);
             if (visible + r < col + VEC_N) {
                 p[r] = vec_select(lane < (int32_t)(visible + r - col), p[r], (vec){0});
             }
@@ -51,23 +53,24 @@ VEC_INLINE void gradient_rows(int pack, const attention_scratch *s, const float 
 }
 
 /* p and ds of one tile of queries and one of keys; row r sees its first r + offset + 1 keys. */
-VEC_INLINE void score_tile(int pack, const tsr_attention_args *args, const attention_scratch *s,
-                           int64_t rows, int64_t key, int64_t offset, const query_stats *stats)
+VEC_INLINE void score_tile(int pack, const attention_scratch *s, int64_t rows, int64_t key,
+                           int64_t offset, const query_stats *stats)
 {
     const int64_t words = s->pad / pack; /* of a row */
+    const matrix k = {s->k_transposed + key * words, TILE};
+    const matrix v = {s->v_transposed + key * words, TILE};
     float scores[STRIP * TILE] __attribute__((aligned(64)));
     float dp[STRIP * TILE] __attribute__((aligned(64)));
 
     for (int64_t row = 0; row < rows; row += STRIP) {
         const int64_t columns = round_up(smaller(TILE, row + STRIP + offset), VEC_N);
+        const left_factor q = {s->q_rows + row * words, words, 1};
+        const left_factor dout = {s->dout_rows + row * words, words, 1};
 
-        strip_product(pack, s->q_rows + row * words, words, 1, s->k_transposed + key * words, TILE,
-                      args->head_dim, scores, TILE, columns, false);
-        strip_product(pack, s->dout_rows + row * words, words, 1, s->v_transposed + key * words,
-                      TILE, args->head_dim, dp, TILE, columns, false);
+        strip_product(pack, q, k, s->head_dim, (matrix){scores, TILE}, columns, false);
+        strip_product(pack, dout, v, s->head_dim, (matrix){dp, TILE}, columns, false);
         for (int64_t r = 0; r < STRIP; r += pack) {
-            gradient_rows(pack, s, scores + r * TILE, dp + r * TILE, row + r, columns,
-                          row + r + offset + 1, args->scale, stats);
+            gradient_rows(pack, s, scores + r * TILE, dp + r * TILE, row + r, offset, stats);
         }
     }
 }
@@ -76,23 +79,27 @@ VEC_INLINE void score_tile(int pack, const tsr_attention_args *args, const atten
 VEC_INLINE void add_tile(int pack, const attention_scratch *s, int64_t rows, int64_t key,
                          int64_t offset)
 {
-    const int64_t pad = s->pad, width = s->width;
+    const int64_t pad = s->pad;
+    const matrix k = {s->k_columns + key / pack * pad, pad};
 
     for (int64_t col = 0; col < TILE; col += STRIP) {
         const int64_t first = larger(0, col - offset); /* query that sees key `col` */
         const int64_t at = first / pack * TILE + col, below = first / pack * pad;
+        const left_factor p = {s->p_columns + at, 1, TILE}, ds = {s->ds_columns + at, 1, TILE};
+        const matrix dout = {s->dout_columns + below, pad}, q = {s->q_columns + below, pad};
 
         if (first < rows) {
-            strip_product(pack, s->p_columns + at, 1, TILE, s->dout_columns + below, pad,
-                          rows - first, s->dv + (key + col) * pad, pad, width, true);
-            strip_product(pack, s->ds_columns + at, 1, TILE, s->q_columns + below, pad,
-                          rows - first, s->dk + (key + col) * pad, pad, width, true);
+            strip_product(pack, p, dout, rows - first, (matrix){s->dv + (key + col) * pad, pad},
+                          s->width, true);
+            strip_product(pack, ds, q, rows - first, (matrix){s->dk + (key + col) * pad, pad},
+                          s->width, true);
         }
     }
     for (int64_t row = 0; row < rows; row += STRIP) {
-        strip_product(pack, s->ds_rows + row * (TILE / pack), TILE / pack, 1,
-                      s->k_columns + key / pack * pad, pad, smaller(TILE, row + STRIP + offset),
-                      s->out + row * pad, pad, width, true);
+        const left_factor ds = {s->ds_rows + row * (TILE / pack), TILE / pack, 1};
+
+        strip_product(pack, ds, k, smaller(TILE, row + STRIP + offset),
+                      (matrix){s->out + row * pad, pad}, s->width, true);
     }
 }
 
@@ -116,11 +123,9 @@ VEC_INLINE void backward_tile(int pack, const tsr_attention_args *args, const at
                               int64_t batch, int64_t head, int64_t first)
 {
     const int64_t rows = smaller(TILE, args->q_len - first), padded = round_up(rows, STRIP);
-    const row_source q = {args->q,        args->dtype, query_at(args, batch, first, head),
-                          args->q_stride, rows,        args->head_dim};
-    const row_source dout = {args->dout,       args->dtype, out_at(args, batch, first, head),
-                             args->out_stride, rows,        args->head_dim};
-    query_stats stats = {{0}, {0}};
+    const head_rows q = query_rows(args, args->q, batch, head, first, rows);
+    const head_rows dout = out_rows(args, args->dout, batch, head, first, rows);
+    query_stats stats = {.scale = args->scale};
 
     load_rows(pack, &q, padded, s->pad, s->q_rows);
     pack_columns(pack, s->q_rows, padded, s->pad, s->q_columns);
@@ -133,15 +138,14 @@ VEC_INLINE void backward_tile(int pack, const tsr_attention_args *args, const at
     }
     memset(s->out, 0, (size_t)(padded * s->pad) * sizeof *s->out);
     for (int64_t key = 0; key < first + rows; key += TILE) {
-        score_tile(pack, args, s, padded, key, first - key, &stats);
+        score_tile(pack, s, padded, key, first - key, &stats);
         add_tile(pack, s, padded, key, first - key);
     }
-    store_rows(args->dtype, s->out, s->pad, rows, args->head_dim, args->scale, args->dq, q.at,
-               q.stride);
+    store_rows(s->out, s->pad, args->scale, &q, args->dq);
 }
 
 /* Bring the rows of one head of k or v into scratch; `rows` is free memory if pack is 2. */
-VEC_INLINE void load_keys(int pack, const row_source *from, const attention_scratch *s, float *rows,
+VEC_INLINE void load_keys(int pack, const head_rows *from, const attention_scratch *s, float *rows,
                           float *columns, float *transposed)
 {
     float *to = pack == 1 ? columns : rows;
@@ -155,13 +159,13 @@ VEC_INLINE void backward_head(int pack, const tsr_attention_args *args, float *b
                               int64_t kv_head)
 {
     const attention_scratch s = scratch_of_thread(args, pack, base);
-    const int64_t group = args->heads / args->kv_heads, at = key_at(args, batch, 0, kv_head);
+    const int64_t group = args->heads / args->kv_heads;
     const size_t bytes = (size_t)(s.keys * s.pad) * sizeof(float);
-    row_source keys = {args->k, args->dtype, at, args->kv_stride, args->kv_len, args->head_dim};
+    const head_rows k = key_rows(args, args->k, batch, kv_head);
+    const head_rows v = key_rows(args, args->v, batch, kv_head);
 
-    load_keys(pack, &keys, &s, s.dk, s.k_columns, s.k_transposed);
-    keys.base = args->v;
-    load_keys(pack, &keys, &s, s.dk, s.v_columns, s.v_transposed);
+    load_keys(pack, &k, &s, s.dk, s.k_columns, s.k_transposed);
+    load_keys(pack, &v, &s, s.dk, s.v_columns, s.v_transposed);
     memset(s.dk, 0, bytes);
     memset(s.dv, 0, bytes);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
@@ -169,10 +173,8 @@ VEC_INLINE void backward_head(int pack, const tsr_attention_args *args, float *b
             backward_tile(pack, args, &s, batch, head, first);
         }
     }
-    store_rows(args->dtype, s.dk, s.pad, args->kv_len, args->head_dim, args->scale, args->dk, at,
-               args->kv_stride);
-    store_rows(args->dtype, s.dv, s.pad, args->kv_len, args->head_dim, 1.0f, args->dv, at,
-               args->kv_stride);
+    store_rows(s.dk, s.pad, args->scale, &k, args->dk);
+    store_rows(s.dv, s.pad, 1.0f, &v, args->dv);
 }
 
 tsr_status TSR_SIMD(attention_backward)(tsr_device *device, const tsr_attention_args *args,

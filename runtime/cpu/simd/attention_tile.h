@@ -35,7 +35,7 @@ typedef struct attention_scratch {
     float *dout_rows, *dout_columns;         /* the same */
     float *out;                              /* [TILE, pad] f32: out or dq */
     float *p_columns, *ds_columns, *ds_rows; /* [TILE / pack, TILE], [TILE, TILE / pack] */
-    int64_t pad, width, keys;                /* head_dim and kv_len, rounded up */
+    int64_t head_dim, width, pad, keys;      /* width, pad, keys: head_dim and kv_len, rounded up */
 } attention_scratch;
 
 VEC_INLINE int64_t round_up(int64_t value, int64_t multiple)
@@ -71,7 +71,8 @@ VEC_INLINE size_t scratch_bytes(const tsr_attention_args *args)
 VEC_INLINE attention_scratch scratch_of_thread(const tsr_attention_args *args, int pack,
                                                float *base)
 {
-    attention_scratch s = {.pad = round_up(args->head_dim, VEC_N * pack),
+    attention_scratch s = {.head_dim = args->head_dim,
+                           .pad = round_up(args->head_dim, VEC_N * pack),
                            .width = round_up(args->head_dim, VEC_N),
                            .keys = round_up(args->kv_len, TILE)};
 
@@ -92,34 +93,57 @@ VEC_INLINE attention_scratch scratch_of_thread(const tsr_attention_args *args, i
     return s;
 }
 
-/* Where head `head` of token `token` starts in tensors laid out as q, out and k. */
-VEC_INLINE int64_t query_at(const tsr_attention_args *args, int64_t batch, int64_t token,
-                            int64_t head)
-{
-    return batch * args->q_batch_stride + token * args->q_stride + head * args->head_dim;
-}
-
-VEC_INLINE int64_t out_at(const tsr_attention_args *args, int64_t batch, int64_t token,
-                          int64_t head)
-{
-    return batch * args->out_batch_stride + token * args->out_stride + head * args->head_dim;
-}
-
-VEC_INLINE int64_t key_at(const tsr_attention_args *args, int64_t batch, int64_t token,
-                          int64_t kv_head)
-{
-    return batch * args->kv_batch_stride + token * args->kv_stride + kv_head * args->head_dim;
-}
-
-/* Rows of a tensor on their way into scratch. */
-typedef struct row_source {
+/* Rows of one head in a tensor. */
+typedef struct head_rows {
     const void *base;
     tsr_dtype dtype;
     int64_t at, stride, rows, width; /* first element, elements from row to row, size */
-} row_source;
+} head_rows;
+
+/* Rows of a head from token `first` on, in a tensor laid out as q. */
+VEC_INLINE head_rows query_rows(const tsr_attention_args *args, const void *base, int64_t batch,
+                                int64_t head, int64_t first, int64_t rows)
+{
+    return (head_rows){
+        .base = base,
+        .dtype = args->dtype,
+        .at = batch * args->q_batch_stride + first * args->q_stride + head * args->head_dim,
+        .stride = args->q_stride,
+        .rows = rows,
+        .width = args->head_dim,
+    };
+}
+
+/* The same as out. */
+VEC_INLINE head_rows out_rows(const tsr_attention_args *args, const void *base, int64_t batch,
+                              int64_t head, int64_t first, int64_t rows)
+{
+    return (head_rows){
+        .base = base,
+        .dtype = args->dtype,
+        .at = batch * args->out_batch_stride + first * args->out_stride + head * args->head_dim,
+        .stride = args->out_stride,
+        .rows = rows,
+        .width = args->head_dim,
+    };
+}
+
+/* All rows of a key-value head in a tensor laid out as k. */
+VEC_INLINE head_rows key_rows(const tsr_attention_args *args, const void *base, int64_t batch,
+                              int64_t kv_head)
+{
+    return (head_rows){
+        .base = base,
+        .dtype = args->dtype,
+        .at = batch * args->kv_batch_stride + kv_head * args->head_dim,
+        .stride = args->kv_stride,
+        .rows = args->kv_len,
+        .width = args->head_dim,
+    };
+}
 
 /* to[padded_rows, pad / pack] = the rows, packed by rows. */
-VEC_INLINE void load_rows(int pack, const row_source *from, int64_t padded_rows, int64_t pad,
+VEC_INLINE void load_rows(int pack, const head_rows *from, int64_t padded_rows, int64_t pad,
                           float *to)
 {
     const int64_t width = from->width;
@@ -143,6 +167,26 @@ VEC_INLINE void load_rows(int pack, const row_source *from, int64_t padded_rows,
     memset(to, 0, (size_t)((padded_rows - from->rows) * (pad / pack)) * sizeof *to);
 }
 
+/* Sums [rows, pad] times factor into tensor `to`, which is laid out as that of `like`. */
+VEC_INLINE void store_rows(const float *sums, int64_t pad, float factor, const head_rows *like,
+                           void *to)
+{
+    const int64_t width = like->width;
+
+    for (int64_t row = 0; row < like->rows; ++row, sums += pad) {
+        const int64_t at = like->at + row * like->stride;
+        int64_t col = 0;
+
+        for (; col + VEC_N <= width; col += VEC_N) {
+            vec_store_as(like->dtype, to, at + col, vec_load(sums + col) * factor);
+        }
+        if (col < width) {
+            vec_store_as_part(like->dtype, to, at + col, vec_load(sums + col) * factor,
+                              width - col);
+        }
+    }
+}
+
 /* rows[count, pad / 2] to columns[count / 2, pad]; nothing to do where both are the same. */
 VEC_INLINE void pack_columns(int pack, const float *rows, int64_t count, int64_t pad,
                              float *columns)
@@ -156,22 +200,6 @@ VEC_INLINE void pack_columns(int pack, const float *rows, int64_t count, int64_t
             memcpy(&low, half + col, sizeof low);
             memcpy(&high, half + pad + col, sizeof high);
             vec_store(columns + col, vec_pair_bf16(low, high));
-        }
-    }
-}
-
-/* Rows of f32 sums, times factor, on their way out. */
-VEC_INLINE void store_rows(tsr_dtype dtype, const float *from, int64_t pad, int64_t rows,
-                           int64_t width, float factor, void *to, int64_t at, int64_t stride)
-{
-    for (int64_t row = 0; row < rows; ++row, at += stride, from += pad) {
-        int64_t col = 0;
-
-        for (; col + VEC_N <= width; col += VEC_N) {
-            vec_store_as(dtype, to, at + col, vec_load(from + col) * factor);
-        }
-        if (col < width) {
-            vec_store_as_part(dtype, to, at + col, vec_load(from + col) * factor, width - col);
         }
     }
 }
@@ -222,9 +250,19 @@ VEC_INLINE void transpose_tiles(const float *rows, int64_t keys, int64_t words, 
     }
 }
 
-/* c[STRIP, vectors] (+)= a[STRIP, depth] b[depth, vectors], all sums in registers; depth in words. */
-VEC_INLINE void strip_panel(int pack, int vectors, const float *a, int64_t a_row, int64_t a_col,
-                            const float *b, int64_t b_row, int64_t depth, float *c, int64_t c_row,
+/* Where a factor or a sum lies; steps in words. */
+typedef struct left_factor {
+    const float *at;
+    int64_t row, next; /* steps to the next row, and to the next word of a row */
+} left_factor;
+
+typedef struct matrix {
+    float *at;
+    int64_t row;
+} matrix;
+
+/* c[STRIP, vectors] (+)= a[STRIP, words] b[words, vectors], all sums in registers. */
+VEC_INLINE void strip_panel(int pack, int vectors, left_factor a, matrix b, int64_t words, matrix c,
                             bool add)
 {
     vec sum[STRIP][STRIP_VECTORS];
@@ -233,19 +271,19 @@ VEC_INLINE void strip_panel(int pack, int vectors, const float *a, int64_t a_row
     for (int r = 0; r < STRIP; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            sum[r][v] = add ? vec_load(c + r * c_row + v * VEC_N) : (vec){0};
+            sum[r][v] = add ? vec_load(c.at + r * c.row + v * VEC_N) : (vec){0};
         }
     }
-    for (int64_t i = 0; i < depth; ++i, a += a_col, b += b_row) {
+    for (int64_t i = 0; i < words; ++i, a.at += a.next, b.at += b.row) {
         vec line[STRIP_VECTORS];
 
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            line[v] = vec_load(b + v * VEC_N);
+            line[v] = vec_load(b.at + v * VEC_N);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < STRIP; ++r) {
-            const vec factor = vec_set(a[r * a_row]);
+            const vec factor = vec_set(a.at[r * a.row]);
 
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) {
@@ -258,30 +296,30 @@ VEC_INLINE void strip_panel(int pack, int vectors, const float *a, int64_t a_row
     for (int r = 0; r < STRIP; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            vec_store(c + r * c_row + v * VEC_N, sum[r][v]);
+            vec_store(c.at + r * c.row + v * VEC_N, sum[r][v]);
         }
     }
 }
 
-/* The same for any multiple of VEC_N columns and a depth in elements. Word (r, i) of a is
- * a[r * a_row + i * a_col], so that it may be read transposed. */
-VEC_INLINE void strip_product(int pack, const float *a, int64_t a_row, int64_t a_col,
-                              const float *b, int64_t b_row, int64_t depth, float *c, int64_t c_row,
+/* The same for any multiple of VEC_N columns, and summed over `depth` elements. */
+VEC_INLINE void strip_product(int pack, left_factor a, matrix b, int64_t depth, matrix c,
                               int64_t columns, bool add)
 {
     const int64_t words = (depth + pack - 1) / pack;
-    int64_t col = 0;
+    float *const end = c.at + columns;
 
-    for (; col + STRIP_VECTORS * VEC_N <= columns; col += STRIP_VECTORS * VEC_N) {
-        strip_panel(pack, STRIP_VECTORS, a, a_row, a_col, b + col, b_row, words, c + col, c_row,
-                    add);
+    while (c.at + STRIP_VECTORS * VEC_N <= end) {
+        strip_panel(pack, STRIP_VECTORS, a, b, words, c, add);
+        b.at += STRIP_VECTORS * VEC_N;
+        c.at += STRIP_VECTORS * VEC_N;
     }
-    if (STRIP_VECTORS > 2 && col + 2 * VEC_N <= columns) {
-        strip_panel(pack, 2, a, a_row, a_col, b + col, b_row, words, c + col, c_row, add);
-        col += 2 * VEC_N;
+    if (STRIP_VECTORS > 2 && c.at + 2 * VEC_N <= end) {
+        strip_panel(pack, 2, a, b, words, c, add);
+        b.at += 2 * VEC_N;
+        c.at += 2 * VEC_N;
     }
-    if (col < columns) {
-        strip_panel(pack, 1, a, a_row, a_col, b + col, b_row, words, c + col, c_row, add);
+    if (c.at < end) {
+        strip_panel(pack, 1, a, b, words, c, add);
     }
 }
 
