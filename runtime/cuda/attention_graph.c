@@ -196,9 +196,8 @@ static void pointwise(builder *b, cudnnBackendDescriptor_t kind, cudnnBackendDes
 
 /* A new virtual f32 tensor: mode(x) or mode(x, second). */
 static cudnnBackendDescriptor_t compute(builder *b, cudnnPointwiseMode_t mode,
-                                        cudnnBackendDescriptor_t x,
-                                        cudnnBackendDescriptor_t second, const shape *of,
-                                        const char *what)
+                                        cudnnBackendDescriptor_t x, cudnnBackendDescriptor_t second,
+                                        const shape *of, const char *what)
 {
     const cudnnBackendDescriptor_t y = virtual_of(b, CUDNN_DATA_FLOAT, of, what);
 
@@ -312,14 +311,14 @@ static void describe_forward(builder *b, const operands *of, bool with_lse)
         compute(b, CUDNN_POINTWISE_EXP, below, NULL, &b->scores, "exponential");
     const cudnnBackendDescriptor_t sum = virtual_of(b, CUDNN_DATA_FLOAT, &b->row, "sum");
     reduce(b, CUDNN_REDUCE_TENSOR_ADD, e, sum, "sum");
-    if (with_lse) {
-        const cudnnBackendDescriptor_t lse =
-            tensor(b, TSR_UID_LSE, CUDNN_DATA_FLOAT, &b->row, REAL, "log-sum-exp");
-        const cudnnBackendDescriptor_t log_sum =
-            compute(b, CUDNN_POINTWISE_LOG, sum, NULL, &b->row, "logarithm");
-        pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, 0, "log-sum-exp"),
-                  top, log_sum, NULL, lse, "log-sum-exp");
-    }
+    /* Part of the pattern, wanted or not. */
+    const cudnnBackendDescriptor_t lse =
+        with_lse ? tensor(b, TSR_UID_LSE, CUDNN_DATA_FLOAT, &b->row, REAL, "log-sum-exp")
+                 : virtual_of(b, CUDNN_DATA_FLOAT, &b->row, "log-sum-exp");
+    const cudnnBackendDescriptor_t log_sum =
+        compute(b, CUDNN_POINTWISE_LOG, sum, NULL, &b->row, "logarithm");
+    pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, 0, "log-sum-exp"), top,
+              log_sum, NULL, lse, "log-sum-exp");
     const cudnnBackendDescriptor_t p = virtual_of(b, of->type, &b->scores, "probabilities");
     pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_DIV, CUDNN_DATA_FLOAT, 0, "probabilities"), e,
               sum, NULL, p, "probabilities");
@@ -331,8 +330,7 @@ static void key_side_gradient(builder *b, const operands *of, cudnnBackendDescri
                               cudnnBackendDescriptor_t rows, int64_t uid, const char *what)
 {
     const shape turned = transposed(b->scores);
-    const shape full =
-        packed(of->q.size[0], of->q.size[1], of->kv.size[2], of->kv.size[3]);
+    const shape full = packed(of->q.size[0], of->q.size[1], of->kv.size[2], of->kv.size[3]);
     const cudnnBackendDescriptor_t left = reshape(b, scores, of->type, &turned, what);
     const cudnnBackendDescriptor_t gradient = tensor(b, uid, of->type, &of->kv, REAL, what);
 
@@ -345,28 +343,28 @@ static void key_side_gradient(builder *b, const operands *of, cudnnBackendDescri
     }
 }
 
-static void describe_backward(builder *b, const operands *of)
+static void describe_backward(builder *b, const operands *of, bool in_any_order)
 {
     const shape turned = transposed(of->kv);
     const cudnnBackendDescriptor_t q = tensor(b, TSR_UID_Q, of->type, &of->q, REAL, "q");
     const cudnnBackendDescriptor_t k = tensor(b, TSR_UID_K, of->type, &turned, REAL, "k");
     const cudnnBackendDescriptor_t v = tensor(b, TSR_UID_V, of->type, &turned, REAL, "v");
     const cudnnBackendDescriptor_t out = tensor(b, TSR_UID_OUT, of->type, &of->out, REAL, "out");
-    const cudnnBackendDescriptor_t dout =
-        tensor(b, TSR_UID_DOUT, of->type, &of->out, REAL, "dout");
+    const cudnnBackendDescriptor_t dout = tensor(b, TSR_UID_DOUT, of->type, &of->out, REAL, "dout");
     const cudnnBackendDescriptor_t lse =
         tensor(b, TSR_UID_LSE, CUDNN_DATA_FLOAT, &b->row, REAL, "log-sum-exp");
     const cudnnBackendDescriptor_t row_sum =
         tensor(b, TSR_UID_ROW_SUM, CUDNN_DATA_FLOAT, &b->row, REAL, "dout . out");
     const cudnnBackendDescriptor_t scale = scalar(b, TSR_UID_SCALE, "scale");
 
-    const shape rows = packed(of->out.size[0], of->out.size[1], of->out.size[2], of->out.size[3]);
+    const shape queries =
+        packed(of->out.size[0], of->out.size[1], of->out.size[2], of->out.size[3]);
     const cudnnBackendDescriptor_t both =
-        compute(b, CUDNN_POINTWISE_MUL, dout, out, &rows, "dout . out");
-    const cudnnBackendDescriptor_t sum = virtual_of(b, CUDNN_DATA_FLOAT, &b->row, "dout . out");
-    reduce(b, CUDNN_REDUCE_TENSOR_ADD, both, sum, "dout . out");
+        compute(b, CUDNN_POINTWISE_MUL, dout, out, &queries, "dout . out");
+    const cudnnBackendDescriptor_t bare = virtual_of(b, CUDNN_DATA_FLOAT, &b->row, "dout . out");
+    reduce(b, CUDNN_REDUCE_TENSOR_ADD, both, bare, "dout . out");
     /* Times one: without dropout the pattern still has its factor. */
-    pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_MUL, CUDNN_DATA_FLOAT, 0, "dout . out"), sum,
+    pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_MUL, CUDNN_DATA_FLOAT, 0, "dout . out"), bare,
               scalar(b, TSR_UID_ONE, "one"), NULL, row_sum, "dout . out");
 
     const cudnnBackendDescriptor_t below = compute(
@@ -385,9 +383,16 @@ static void describe_backward(builder *b, const operands *of)
         compute(b, CUDNN_POINTWISE_MUL, weighted, scale, &b->scores, "gradient of scores");
     key_side_gradient(b, of, ds, q, TSR_UID_DK, "dk");
     const cudnnBackendDescriptor_t keys = reshape(b, k, of->type, &of->kv, "dq");
-    /* The product itself is dq. Summed into an f32 tensor first it would be faster, but in an order
-     * that changes from run to run. */
-    matmul(b, ds, keys, tensor(b, TSR_UID_DQ, of->type, &of->q, REAL, "dq"), "dq");
+    const cudnnBackendDescriptor_t dq = tensor(b, TSR_UID_DQ, of->type, &of->q, REAL, "dq");
+    if (in_any_order) {
+        const cudnnBackendDescriptor_t sum =
+            tensor(b, TSR_UID_DQ_SUM, CUDNN_DATA_FLOAT, &queries, REAL, "sum of dq");
+        matmul(b, ds, keys, sum, "dq");
+        pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_IDENTITY, CUDNN_DATA_FLOAT, 0, "dq"), sum,
+                  NULL, NULL, dq, "dq");
+    } else {
+        matmul(b, ds, keys, dq, "dq");
+    }
 }
 
 tsr_status tsr_attention_graph_create(const tsr_attention_args *args, int64_t batch,
@@ -401,8 +406,8 @@ tsr_status tsr_attention_graph_create(const tsr_attention_args *args, int64_t ba
 
     b.scores = packed(batch, args->heads, args->q_len, args->kv_len);
     b.row = packed(batch, args->heads, args->q_len, 1);
-    if (pass == TSR_ATTENTION_BACKWARD) {
-        describe_backward(&b, &of);
+    if (pass == TSR_ATTENTION_BACKWARD || pass == TSR_ATTENTION_BACKWARD_ANY_ORDER) {
+        describe_backward(&b, &of, pass == TSR_ATTENTION_BACKWARD_ANY_ORDER);
     } else {
         describe_forward(&b, &of, pass == TSR_ATTENTION_FORWARD_LSE);
     }

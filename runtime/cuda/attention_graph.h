@@ -24,17 +24,22 @@ enum {
     TSR_UID_DQ,
     TSR_UID_DK,
     TSR_UID_DV,
-    TSR_UID_ROW_SUM,   /* f32 [B, heads, q_len]: dout . out, scratch of the backward pass */
-    TSR_UID_SCALE,     /* scalars, given by value */
+    TSR_UID_ROW_SUM, /* f32 [B, heads, q_len]: dout . out, scratch of the backward pass */
+    TSR_UID_DQ_SUM, /* f32 [B, heads, q_len, head_dim]: scratch of TSR_ATTENTION_BACKWARD_ANY_ORDER */
+    TSR_UID_SCALE, /* scalars, given by value */
     TSR_UID_MINUS_INF,
     TSR_UID_ONE,
     TSR_UID_VIRTUAL = 100
 };
 
+/* cuDNN's backward pass either keeps the gradient of the scores in its workspace (2 bytes for each
+ * of B * heads * q_len * kv_len), or adds to dq from many blocks in the order in which they come. */
 typedef enum tsr_attention_pass {
-    TSR_ATTENTION_FORWARD,      /* out */
-    TSR_ATTENTION_FORWARD_LSE,  /* out and log-sum-exp */
-    TSR_ATTENTION_BACKWARD      /* dq, dk, dv; each sum in an order of its own */
+    TSR_ATTENTION_FORWARD,
+    TSR_ATTENTION_FORWARD_LSE, /* keeps the log-sum-exp */
+    TSR_ATTENTION_BACKWARD,
+    TSR_ATTENTION_BACKWARD_ANY_ORDER, /* dq differs in the last bits from run to run */
+    TSR_ATTENTION_PASSES
 } tsr_attention_pass;
 
 /** Descriptors of one graph: `operations` is the finalized graph, the rest what it refers to. */
