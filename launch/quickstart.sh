@@ -43,8 +43,8 @@ until [ -f runs/quickstart/metrics.jsonl ] && [ "$(wc -l <runs/quickstart/metric
     kill -0 $pid 2>/dev/null || break
     sleep 0.5
 done
-say "interrupt: SIGTERM saves and stops"
-kill -TERM $pid 2>/dev/null || true
+say "interrupt: SIGUSR1, which mpirun passes on, saves and stops"
+kill -USR1 $pid 2>/dev/null || true
 wait $pid
 
 say "resume"
