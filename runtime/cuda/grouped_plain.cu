@@ -2,7 +2,8 @@
 #include "runtime/cuda/grouped.h"
 #include "runtime/cuda/port.h"
 
-namespace {
+namespace
+{
 
 enum { TILE = 64, DEPTH = 16, THREADS = 256, SIDE = TILE / 16 };
 
@@ -39,8 +40,7 @@ __device__ __forceinline__ void load(const T *from, int64_t stride, int64_t i0, 
         const int i = DEPTH_FIRST ? at / DEPTH : at % TILE;
         const int l = DEPTH_FIRST ? at % DEPTH : at / TILE;
         const bool inside = i0 + i < i_end && l0 + l < l_end;
-        const int64_t place =
-            DEPTH_FIRST ? (i0 + i) * stride + l0 + l : (l0 + l) * stride + i0 + i;
+        const int64_t place = DEPTH_FIRST ? (i0 + i) * stride + l0 + l : (l0 + l) * stride + i0 + i;
 
         to[l][i] = inside ? widen(from[place]) : 0.0f;
     }
@@ -51,10 +51,11 @@ __device__ __forceinline__ void load(const T *from, int64_t stride, int64_t i0, 
  * atomics. Bound by the multiply-adds: 16 of them for 8 reads of shared memory.
  * CPU twin: tsr_plain_grouped_gemm(). */
 template <tsr_grouped_pass PASS, class T, class C>
-__global__ void __launch_bounds__(THREADS) grouped_plain_kernel(tsr_grouped g)
+__global__ void __launch_bounds__(THREADS, 2) grouped_plain_kernel(tsr_grouped g)
 {
     constexpr bool wgrad = PASS == TSR_GROUPED_WGRAD;
-    __shared__ panel a, b;
+    TSR_SHARED(a, panel);
+    TSR_SHARED(b, panel);
     const int x = (int)threadIdx.x % 16, y = (int)threadIdx.x / 16;
     tsr_grouped_walk walk = tsr_grouped_start(g);
     tsr_grouped_tile tile;
@@ -97,12 +98,11 @@ template <tsr_grouped_pass PASS, class T, class C>
 tsr_status run(const tsr_grouped *problem, int multiprocessors, cudaStream_t stream)
 {
     const int64_t tiles = tsr_grouped_tiles_at_most(problem, TILE, TILE);
-    const int64_t most = (int64_t)multiprocessors * 4; /* blocks of 40 registers a thread fit */
+    const int64_t most = (int64_t)multiprocessors * 2;
     const unsigned blocks = (unsigned)(tiles < most ? tiles : most);
 
-    TSR_LAUNCH((grouped_plain_kernel<PASS, T, C>), dim3(blocks), dim3(THREADS), 0, stream,
+    TSR_LAUNCH(grouped_plain_kernel<PASS, T, C>, dim3(blocks), dim3(THREADS), (size_t)0, stream,
                *problem);
-    TSR_CUDA_TRY(cudaGetLastError());
     return TSR_OK;
 }
 
@@ -126,7 +126,6 @@ tsr_status run_pass(const tsr_grouped *problem, tsr_grouped_pass pass, int multi
 tsr_status tsr_cuda_grouped_plain(const tsr_grouped *problem, tsr_grouped_pass pass,
                                   tsr_dtype dtype, int multiprocessors, cudaStream_t stream)
 {
-    return dtype == TSR_F32
-               ? run_pass<float>(problem, pass, multiprocessors, stream)
-               : run_pass<__nv_bfloat16>(problem, pass, multiprocessors, stream);
+    return dtype == TSR_F32 ? run_pass<float>(problem, pass, multiprocessors, stream)
+                            : run_pass<__nv_bfloat16>(problem, pass, multiprocessors, stream);
 }
