@@ -37,6 +37,8 @@ CASES = (  # file, text, line of the finding or None, words of it
     ("runtime/a.c", '#include "runtime/data/data_impl.h"\n', None, ""),
     ("optim/a.c", '#include "runtime/runtime.h"\n#include <string.h>\n', None, ""),
     ("checkpoints/a.c", '#include "collectives/mpi_bridge.h"\n#include <hdf5.h>\n', None, ""),
+    ("runtime/a.c", '#include "tests/emulation/cuemu.h"\n', 1, "runtime may not include tests"),
+    ("runtime/cuda/a.cu", '#include "tests/emulation/cuemu.h"\n', None, ""),
     ("launch/a.c", '#include <mpi.h>\nexit(getenv("X"));\n', None, ""),
     ("tests/a.c", '#include "optim/optim_impl.h"\n#include <cmocka.h>\nmalloc(8);\n' + "\n" * 597, None, ""),
 )
