@@ -1,8 +1,8 @@
 /* checkpoints: HDF5 shards, manifest with virtual datasets, digests, resume on any layout.
  *
- * A folder with a valid manifest.h5 is a checkpoint, one without is not. The manifest is written last:
- * temporary name, fsync, rename, fsync of the folder. Nothing is believed before its digest matched.
- * Knows nothing of models beyond the parameter table, nor of training. */
+ * A folder with a valid manifest.h5 is a checkpoint, one without is not. The manifest is written
+ * last: temporary name, fsync, rename, fsync of the folder. Nothing is believed before its digest
+ * matched. Knows nothing of models beyond the parameter table, nor of training. */
 #ifndef TSR_CHECKPOINTS_H
 #define TSR_CHECKPOINTS_H
 
@@ -33,8 +33,7 @@ typedef struct tsr_ckpt_writer tsr_ckpt_writer;
  */
 TSR_NODISCARD tsr_status tsr_ckpt_writer_create(tsr_comm *comm, const char *run_dir,
                                                 const tsr_checkpoint_config *config,
-                                                const tsr_state_view *view,
-                                                tsr_ckpt_writer **out);
+                                                const tsr_state_view *view, tsr_ckpt_writer **out);
 /** Waits for the writing thread; an unfinished checkpoint stays unpublished. */
 void tsr_ckpt_writer_destroy(tsr_ckpt_writer **writer_p);
 
@@ -44,17 +43,17 @@ void tsr_ckpt_writer_destroy(tsr_ckpt_writer **writer_p);
  * If the previous save is not finished yet, that one is finished first: its failure is returned and
  * nothing is started, its result is what the next tsr_ckpt_progress() reports.
  * Collective. staged_s_out: seconds the steps were held up.
- * Errors: TSR_ERR_ARG if the slices are not those of the creation; TSR_ERR_IO with path, bytes needed
- *         and bytes free; TSR_ERR_PEER. The writer stays usable.
+ * Errors: TSR_ERR_ARG if the slices are not those of the creation; TSR_ERR_IO with path, bytes
+ *         needed and bytes free; TSR_ERR_PEER. The writer stays usable.
  */
 TSR_NODISCARD tsr_status tsr_ckpt_save(tsr_ckpt_writer *writer, const tsr_state_view *view,
                                        double *staged_s_out);
 
 typedef enum tsr_ckpt_phase {
     TSR_CKPT_IDLE = 0,
-    TSR_CKPT_WRITING,  /* this rank's shard is not durable yet */
-    TSR_CKPT_WRITTEN,  /* this rank's shard is durable; waiting for the others */
-    TSR_CKPT_FAILED    /* this rank's writing failed */
+    TSR_CKPT_WRITING, /* this rank's shard is not durable yet */
+    TSR_CKPT_WRITTEN, /* this rank's shard is durable; waiting for the others */
+    TSR_CKPT_FAILED   /* this rank's writing failed */
 } tsr_ckpt_phase;
 
 /** Where this rank's save stands: local and cheap, to ride on data exchanged anyway. */
@@ -62,20 +61,20 @@ tsr_ckpt_phase tsr_ckpt_local_phase(tsr_ckpt_writer *writer);
 
 /** What became of a save that has ended. */
 typedef struct tsr_ckpt_result {
-    bool ended;       /* false: still going on, or nothing to do */
+    bool ended; /* false: still going on, or nothing to do */
     int64_t step;
     char path[TSR_TEXT_MAX]; /* of the published folder */
-    double seconds;   /* from tsr_ckpt_save() to published */
-    uint64_t bytes;   /* of all shards */
-    uint64_t digest;  /* of the whole state; does not depend on the layout */
+    double seconds;          /* from tsr_ckpt_save() to published */
+    uint64_t bytes;          /* of all shards */
+    uint64_t digest;         /* of the whole state; does not depend on the layout */
 } tsr_ckpt_result;
 
 /**
  * Take the save one step further, without waiting for a disk that is still busy.
  *
- * written and failed: how many ranks reported TSR_CKPT_WRITTEN and TSR_CKPT_FAILED, summed over comm
- * by the caller (so the same on all ranks). When all have written: digests are combined, rank 0
- * writes the manifest, `latest` moves, old checkpoints beyond `keep` go.
+ * written and failed: how many ranks reported TSR_CKPT_WRITTEN and TSR_CKPT_FAILED, summed over
+ * comm by the caller (so the same on all ranks). When all have written: digests are combined, rank
+ * 0 writes the manifest, `latest` moves, old checkpoints beyond `keep` go.
  * Collective when written + failed = P; else local.
  * Errors: TSR_ERR_IO (full disk, ...) on the rank that failed, TSR_ERR_PEER on the others: the
  *         unfinished folder is removed, the previous checkpoint stays, later saves may be tried.
@@ -104,8 +103,8 @@ typedef void tsr_ckpt_report(void *context, const char *text);
 
 /**
  * Find the newest valid checkpoint: path is a run folder or one checkpoint's folder. Sizes and
- * digests of all files are checked; a broken one is reported and the one before is tried (only for a
- * run folder). Local: call on one rank, or on all for the same result.
+ * digests of all files are checked; a broken one is reported and the one before is tried (only for
+ * a run folder). Local: call on one rank, or on all for the same result.
  * Errors: TSR_ERR_IO: no such folder; TSR_ERR_FORMAT: nothing valid, with the reason.
  *         *found_out = false and TSR_OK only when the run folder holds no checkpoint at all.
  */
@@ -121,8 +120,8 @@ TSR_NODISCARD tsr_status tsr_ckpt_verify(const char *path);
 
 /**
  * Fill the view's slices (any layout) from a checkpoint found valid, then check the digests of what
- * was read, summed over comm. Names and shapes must be those of the view's table: a missing, extra or
- * differently shaped tensor is named. Collective on comm.
+ * was read, summed over comm. Names and shapes must be those of the view's table: a missing, extra
+ * or differently shaped tensor is named. Collective on comm.
  * view->step, tokens, data_position, seed and *router_bias are filled too.
  */
 TSR_NODISCARD tsr_status tsr_ckpt_load(tsr_comm *comm, const char *path, tsr_state_view *view);
@@ -136,7 +135,7 @@ TSR_NODISCARD tsr_status tsr_ckpt_read_weights(const char *path, const tsr_param
 TSR_NODISCARD tsr_status tsr_ckpt_read_router_bias(const char *path, int64_t layers,
                                                    int64_t experts, float *out);
 
-/** Names of checkpoints in a run folder, oldest first, complete or not; own block of count entries. */
+/** Names of checkpoints in a run folder, oldest first, complete or not; own block of `count`. */
 typedef struct tsr_ckpt_entry {
     char path[TSR_TEXT_MAX];
     int64_t step;

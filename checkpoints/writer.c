@@ -387,8 +387,9 @@ static void clear_folder(const tsr_ckpt_writer *writer)
     }
 }
 
-/* Digests on all ranks, then the manifest on rank 0. What fails before the manifest is durable takes
- * the folder with it; after that the checkpoint is complete and stays, whatever becomes of us. */
+/* Digests on all ranks, then the manifest on rank 0. What fails before the manifest is durable
+ * takes the folder with it; after that the checkpoint is complete and stays, whatever becomes of
+ * us. */
 static tsr_status conclude(tsr_ckpt_writer *writer)
 {
     const bool is_first = tsr_comm_rank(writer->comm) == 0;

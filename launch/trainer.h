@@ -67,8 +67,8 @@ typedef struct step_result {
     double loss, aux_loss, grad_norm, lr, ms, tokens_per_s, gemm_share;
     double expert_max_over_mean; /* of the worst layer; 0 without experts */
     int worst_layer;
-    int64_t tokens;      /* of this step */
-    int64_t tokens_seen; /* of the run so far */
+    int64_t tokens;          /* of this step */
+    int64_t tokens_seen;     /* of the run so far */
     double bytes[TSR_LINKS]; /* sent by all ranks since the step before */
     double mem_bytes;        /* peak resident of the largest rank */
     int stop_wanted, checkpoint_written, checkpoint_failed; /* ranks */

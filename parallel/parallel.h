@@ -67,10 +67,10 @@ typedef struct tsr_stage_options {
 
 /** Sums over what a stage has run since they were last zeroed by the caller. */
 typedef struct tsr_stage_sums {
-    double loss;         /* over tokens, nats, cross-entropy alone */
-    double aux_loss;     /* over sequences: weighted balance and z losses, mean over MoE layers */
+    double loss;     /* over tokens, nats, cross-entropy alone */
+    double aux_loss; /* over sequences: weighted balance and z losses, mean over MoE layers */
     int64_t tokens, sequences;
-    double *counts;      /* [L,E] assignments; caller's memory, may be NULL */
+    double *counts; /* [L,E] assignments; caller's memory, may be NULL */
 } tsr_stage_sums;
 
 typedef struct tsr_stage tsr_stage;

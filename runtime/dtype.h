@@ -12,10 +12,7 @@
 extern "C" {
 #endif
 
-typedef enum tsr_dtype {
-    TSR_F32 = 0,
-    TSR_BF16
-} tsr_dtype;
+typedef enum tsr_dtype { TSR_F32 = 0, TSR_BF16 } tsr_dtype;
 
 typedef uint16_t tsr_bf16;
 

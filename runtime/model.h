@@ -20,17 +20,17 @@ typedef struct tsr_model_config {
     int64_t vocab_size, hidden_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads; /* 0: as many as heads */
     int64_t head_dim;                                 /* 0: hidden_size / heads */
-    int64_t intermediate_size;     /* width of dense feed-forward layers */
-    int64_t moe_intermediate_size; /* width of an expert, F */
+    int64_t intermediate_size;                        /* width of dense feed-forward layers */
+    int64_t moe_intermediate_size;                    /* width of an expert, F */
     int64_t num_experts, num_experts_per_tok;
     int64_t n_shared_experts;      /* experts every token passes, one feed-forward of n * F */
     int64_t first_k_dense_replace; /* the first k layers are dense */
     double rms_norm_eps, rope_theta, initializer_range;
     bool tie_word_embeddings;
-    int scoring_func;         /* tsr_gate_kind: softmax, sigmoid */
-    bool norm_topk_prob;      /* divide the chosen weights by their sum */
+    int scoring_func;    /* tsr_gate_kind: softmax, sigmoid */
+    bool norm_topk_prob; /* divide the chosen weights by their sum */
     double routed_scaling_factor;
-    int router_aux_loss;      /* tsr_aux_kind: switch, gshard */
+    int router_aux_loss; /* tsr_aux_kind: switch, gshard */
     double router_aux_loss_coef, router_z_loss_coef;
     double router_bias_update_rate; /* > 0: selection bias b_e += rate * sign(mean - load) */
 } tsr_model_config;
@@ -66,15 +66,15 @@ typedef enum tsr_param_group {
 } tsr_param_group;
 
 typedef struct tsr_param {
-    char name[96];      /* of Hugging Face's state_dict, experts stacked */
+    char name[96]; /* of Hugging Face's state_dict, experts stacked */
     int dims;
     int64_t shape[3];
     int64_t rows, width; /* the tensor as a matrix; shards are cut between rows; [d] is one row */
     tsr_param_group group;
-    int layer;           /* -1: outside the layers */
-    int64_t offset;      /* of its first element in its group's flat buffer */
-    double init_std;     /* normal(0, std); 0: all ones */
-    bool has_decay;      /* weight decay applies */
+    int layer;       /* -1: outside the layers */
+    int64_t offset;  /* of its first element in its group's flat buffer */
+    double init_std; /* normal(0, std); 0: all ones */
+    bool has_decay;  /* weight decay applies */
 } tsr_param;
 
 typedef struct tsr_param_table {
@@ -85,8 +85,8 @@ typedef struct tsr_param_table {
 
 /**
  * Make the table of a checked configuration. q, k, v of a layer lie one after another without a
- * gap, gate_proj and up_proj of a dense feed-forward too, so that each triple or pair is one matrix.
- * With tied embeddings there is no lm_head.weight.
+ * gap, gate_proj and up_proj of a dense feed-forward too, so that each triple or pair is one
+ * matrix. With tied embeddings there is no lm_head.weight.
  */
 TSR_NODISCARD tsr_status tsr_param_table_create(const tsr_model_config *config,
                                                 tsr_param_table *table_out);
@@ -144,8 +144,8 @@ int64_t tsr_model_parameters(const tsr_param_table *table);
 int64_t tsr_model_active_parameters(const tsr_model_config *config, const tsr_param_table *table);
 
 /** Multiply-add work of forward and backward for one token, causal attention counted as half. */
-double tsr_model_train_flops_per_token(const tsr_model_config *config,
-                                       const tsr_param_table *table, int64_t seq_len);
+double tsr_model_train_flops_per_token(const tsr_model_config *config, const tsr_param_table *table,
+                                       int64_t seq_len);
 
 #ifdef __cplusplus
 }

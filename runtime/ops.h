@@ -74,7 +74,8 @@ TSR_NODISCARD tsr_status tsr_op_grouped_gemm_reserve(tsr_device *device,
 
 /**
  * y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), a row at a time.
- * Source: Zhang, Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Hugging Face's Mixtral.
+ * Source: Zhang, Sennrich 2019, arXiv:1910.07467; eps inside the root, as in Hugging Face's
+ * Mixtral.
  */
 typedef struct tsr_rmsnorm_args {
     const float *x;      /* [T,D] */
@@ -105,7 +106,7 @@ TSR_NODISCARD tsr_status tsr_op_rmsnorm_backward_weight(tsr_device *device,
  * Source: Su et al. 2021, arXiv:2104.09864; halves paired as in Hugging Face.
  */
 typedef struct tsr_rope_args {
-    void *x;           /* [T, row_stride], dtype; the heads start at column 0 */
+    void *x;                    /* [T, row_stride], dtype; the heads start at column 0 */
     const float *cosine, *sine; /* [positions, head_dim/2] */
     int64_t tokens, seq_len;    /* position of token t: first_position + t % seq_len */
     int64_t first_position, row_stride;
@@ -194,21 +195,21 @@ typedef enum tsr_aux_kind {
  *         Zoph et al. 2022, arXiv:2202.08906, 3.3 (z); DeepSeek-AI 2024, arXiv:2412.19437, 2.1.2.
  */
 typedef struct tsr_route_args {
-    const float *logits; /* [T,E] */
-    const float *bias;   /* [E] added for the choice only, or NULL */
+    const float *logits;     /* [T,E] */
+    const float *bias;       /* [E] added for the choice only, or NULL */
     int64_t tokens, seq_len; /* tokens a multiple of seq_len */
     int experts, top_k;
     tsr_gate_kind gate;
     tsr_aux_kind aux;
     bool renormalize;
     float scale;
-    float *scores;       /* [T,E] out: softmax or sigmoid values */
-    int32_t *index;      /* [T,K] out: chosen experts, best first */
-    float *weight;       /* [T,K] out */
-    int64_t *counts;     /* [E] out: assignments of this call, all K choices */
-    float *balance;      /* [B,E] out: f of the aux kind */
-    float *score_means;  /* [B,E] out: P */
-    float *z;            /* [T] out: logsumexp of the logits, or NULL */
+    float *scores;      /* [T,E] out: softmax or sigmoid values */
+    int32_t *index;     /* [T,K] out: chosen experts, best first */
+    float *weight;      /* [T,K] out */
+    int64_t *counts;    /* [E] out: assignments of this call, all K choices */
+    float *balance;     /* [B,E] out: f of the aux kind */
+    float *score_means; /* [B,E] out: P */
+    float *z;           /* [T] out: logsumexp of the logits, or NULL */
     /* backward only (the outputs above are inputs then): */
     const float *dweight; /* [T,K] */
     float aux_factor;     /* d loss / d (sum over sequences of the balancing loss) */
@@ -325,9 +326,9 @@ TSR_NODISCARD tsr_status tsr_op_sum_squares(tsr_device *device, const float *x, 
  */
 typedef struct tsr_adamw_args {
     float *master;
-    void *m, *v;       /* moment_dtype */
+    void *m, *v; /* moment_dtype */
     const float *grad;
-    void *work;        /* copy for compute, work_dtype; may be master itself */
+    void *work; /* copy for compute, work_dtype; may be master itself */
     int64_t count;
     float lr, beta1, beta2, eps, decay, grad_scale;
     int64_t step; /* t, from 1 */

@@ -1,6 +1,6 @@
 /* Random numbers as a pure function of (key, counter): never of rank, thread or call order.
  *
- * Source: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox). */
+ * Source: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3". */
 #ifndef TSR_RUNTIME_RNG_H
 #define TSR_RUNTIME_RNG_H
 

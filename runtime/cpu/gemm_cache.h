@@ -4,8 +4,8 @@
  * A product is either `shared`, run by all threads of the device together, or `serial`, run by one
  * thread while the others run theirs. On processors whose oneDNN refuses bf16 (no AVX-512) operands
  * are widened to f32 around an f32 product: slower, same rounding of the result.
- * With AVX-512, oneDNN 2.6 adds along k in an order that depends neither on the threads nor on m (but
- * for one row of bf16 times an untransposed matrix); its older kernels do not keep to that. */
+ * With AVX-512, oneDNN 2.6 adds along k in an order that depends neither on the threads nor on m
+ * (but for one row of bf16 times an untransposed matrix); its older kernels do not keep to that. */
 #ifndef TSR_RUNTIME_CPU_GEMM_CACHE_H
 #define TSR_RUNTIME_CPU_GEMM_CACHE_H
 

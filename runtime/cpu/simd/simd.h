@@ -1,18 +1,19 @@
 /* Vector kernels of the cpu device. Each file of this folder is compiled once per instruction set
- * (generic, avx2, avx512, avx512bf16) with TSR_ISA set to its name; TSR_SIMD(f) is then tsr_<isa>_f.
+ * (generic, avx2, avx512, avx512bf16) with TSR_ISA set to its name; TSR_SIMD(f) is
+ * tsr_<isa>_f.
  *
  * Kernels are written with GCC vector types and plain loops, not with intrinsics of one machine,
  * except inside `#if`-ed headers of their own. They have the signature of the device table and get
- * arguments that runtime/ops.c has checked. Threads: OpenMP, device->threads of them; results do not
- * depend on how many. */
+ * arguments that runtime/ops.c has checked. Threads: OpenMP, device->threads of them; results do
+ * not depend on how many. */
 #ifndef TSR_RUNTIME_CPU_SIMD_H
 #define TSR_RUNTIME_CPU_SIMD_H
 
 #include "runtime/device_impl.h"
 
-#define TSR_SIMD_PASTE(isa, name) tsr_##isa##_##name
+#define TSR_SIMD_PASTE(isa, name)  tsr_##isa##_##name
 #define TSR_SIMD_EXPAND(isa, name) TSR_SIMD_PASTE(isa, name)
-#define TSR_SIMD(name)            TSR_SIMD_EXPAND(TSR_ISA, name)
+#define TSR_SIMD(name)             TSR_SIMD_EXPAND(TSR_ISA, name)
 
 /* The kernels below exist for this instruction set; table.c puts them into the device's table. */
 tsr_status TSR_SIMD(rmsnorm_forward)(tsr_device *, const tsr_rmsnorm_args *, tsr_stream *);
