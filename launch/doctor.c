@@ -181,7 +181,7 @@ static int run_doctor(const cli_values *values, world *w)
     if (st == TSR_OK) {
         st = tsr_comm_all_gather(w->comm, &mine, sizeof mine, all);
     }
-    if (st == TSR_OK && tsr_comm_rank(w->comm) == 0) {
+    if (st == TSR_OK && all != NULL && tsr_comm_rank(w->comm) == 0) {
         test_folder(dir, &disk);
         if (w->json) {
             print_json(all, ranks, &disk, dir);

@@ -29,6 +29,7 @@ tsr_status metrics_open(metrics *m, const char *run_dir, int64_t resumed_from, i
     (void)snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
     m->file = fopen(path, "a");
     TSR_CHECK(m->file != NULL, TSR_ERR_IO, "%s: %s", path, strerror(errno));
+    /* cppcheck-suppress seekOnAppendedFile; not to write elsewhere, but to learn the length */
     if (fseek(m->file, 0, SEEK_END) == 0 && ftell(m->file) > 0) {
         write_line(m, json_pack("{s:I}", "resumed_from", (json_int_t)resumed_from));
     }

@@ -6,11 +6,12 @@ static tsr_status create_layers(tsr_stage *stage)
 
     for (int layer = 0; layer < options->config->num_hidden_layers; ++layer) {
         const tsr_layer_spec spec = stage_layer_spec(options, layer);
+        tsr_layer **pair = stage->layers + (ptrdiff_t)2 * layer;
 
-        TSR_TRY(tsr_attention_layer_create(&spec, &stage->layers[2 * layer]));
+        TSR_TRY(tsr_attention_layer_create(&spec, &pair[0]));
         TSR_TRY(tsr_model_layer_is_dense(options->config, layer)
-                    ? tsr_dense_layer_create(&spec, &stage->layers[2 * layer + 1])
-                    : tsr_moe_layer_create(&spec, &stage->layers[2 * layer + 1]));
+                    ? tsr_dense_layer_create(&spec, &pair[1])
+                    : tsr_moe_layer_create(&spec, &pair[1]));
     }
     const tsr_layer_spec head = stage_layer_spec(options, -1);
     return tsr_head_create(&head, &stage->head);
