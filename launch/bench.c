@@ -9,6 +9,8 @@ static const cli_option bench_options[] = {
     {"profile", NULL, "step: add a table of operators: time, rate"},
     {"set", "section.key=value", "step: override one key of the run file"},
     {"threads", "N", "ops: threads (the cores this process may use)"},
+    {"rounds", "N", "ops: timed rounds of each case (20)"},
+    {"only", "PREFIX", "ops: the cases whose names begin so"},
     {"toy", NULL, "ops: small sizes, to see that all works"},
     {"json", NULL, "print one JSON object on stdout"},
     {NULL, NULL, NULL},

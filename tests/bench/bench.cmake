@@ -1,4 +1,4 @@
 # Benchmarks, run by hand; CTest runs each once at toy size so that none rots.
-include(bench/checkpoint.cmake OPTIONAL)
-include(bench/comm.cmake OPTIONAL)
-include(bench/ops.cmake OPTIONAL)
+include(bench/checkpoint.cmake)
+include(bench/comm.cmake)
+include(bench/program.cmake)

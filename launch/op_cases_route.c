@@ -1,6 +1,6 @@
 /* Router, sorting and permutation, at the sizes of the benchmark model: 2048 tokens of width 512,
  * 16 experts, top-2. The router's job is the first part of all others. */
-#include "op_cases.h"
+#include "launch/op_cases.h"
 
 enum { EXPERTS = 16, TOP_K = 2 };
 

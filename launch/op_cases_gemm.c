@@ -1,6 +1,7 @@
-/* Dense products and products of experts, at the sizes of the benchmark model (width 512, 16 experts
- * of 1024, top-2, 2048 tokens) and of the quickstart model (width 192, 8 experts of 256). */
-#include "op_cases.h"
+/* Dense products and products of experts, at the sizes of the benchmark model (width 512, 16
+ * experts of 1024, top-2, 2048 tokens) and of the quickstart model (width 192, 8 experts of
+ * 256). */
+#include "launch/op_cases.h"
 
 static tsr_status setup_gemm(job *j, int64_t m, int64_t n, int64_t k, bool trans_a, bool trans_b)
 {
@@ -47,7 +48,8 @@ static tsr_status run_gemm(job *j)
     return tsr_op_gemm(j->device, &j->args.gemm, j->stream);
 }
 
-/* Rows of the experts: from half to one and a half of the mean, as a balanced router leaves them. */
+/* Rows of the experts: from half to one and a half of the mean, as a balanced router leaves
+ * them. */
 static void fill_offsets(int64_t *offsets, int experts, int64_t mean)
 {
     offsets[0] = 0;

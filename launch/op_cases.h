@@ -1,10 +1,10 @@
-/* Cases of bench_ops: how to fill the arguments of one operator and how to call it.
+/* Cases of `tessera bench ops`: how to fill the arguments of one operator and how to call it.
  *
- * A job is one set of arguments on one device. Its blocks are freed by the main program; outputs are
- * what the check compares with the plain twin. Random data depend on a block's number only, so two
- * jobs of one case start from the same. */
-#ifndef TSR_TESTS_OP_CASES_H
-#define TSR_TESTS_OP_CASES_H
+ * A job is one set of arguments on one device. Its blocks are freed by the main program; outputs
+ * are what the check compares with the plain twin. Random data depend on a block's number only, so
+ * two jobs of one case start from the same. */
+#ifndef TSR_LAUNCH_OP_CASES_H
+#define TSR_LAUNCH_OP_CASES_H
 
 #include "runtime/runtime.h"
 

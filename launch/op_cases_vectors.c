@@ -1,5 +1,5 @@
 /* Vectors, the optimizer's step, and the two ends of the model. */
-#include "op_cases.h"
+#include "launch/op_cases.h"
 
 static tsr_status setup_vector(job *j)
 {

@@ -1,7 +1,7 @@
-/* Norm, position, activation and attention, at the sizes of the benchmark model (4 sequences of 512,
- * width 512, 8 heads of 64 with 4 key-value heads, 4096 token copies in experts of 1024) and
+/* Norm, position, activation and attention, at the sizes of the benchmark model (4 sequences of
+ * 512, width 512, 8 heads of 64 with 4 key-value heads, 4096 token copies in experts of 1024) and
  * attention of the quickstart model (4 of 256, 6 heads of 32). */
-#include "op_cases.h"
+#include "launch/op_cases.h"
 
 #include <math.h>
 
