@@ -1,6 +1,7 @@
 #include "runtime/device_impl.h"
 
 #include "runtime/cpu/cpu_impl.h"
+#include "runtime/cuda_module.h"
 
 #include <string.h>
 
@@ -75,11 +76,14 @@ tsr_status tsr_device_open(const char *name, int threads, tsr_device **out)
     if (strcmp(name, "cpu") == 0 || strncmp(name, "cpu:", 4) == 0) {
         return tsr_cpu_open(name, threads, out);
     }
-    return TSR_FAIL(
-        TSR_ERR_ARG,
-        "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16 or "
-        "cpu:plain",
-        name);
+    if (strcmp(name, "cuda") == 0 || strncmp(name, "cuda:", 5) == 0) {
+        return tsr_cuda_module_open(name, threads, out);
+    }
+    return TSR_FAIL(TSR_ERR_ARG,
+                    "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16, "
+                    "cpu:plain, cuda "
+                    "or cuda:N",
+                    name);
 }
 
 void tsr_device_close(tsr_device **device_p)

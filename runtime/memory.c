@@ -6,10 +6,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-enum {
-    BLOCK_ALIGN = 64,
-    HEADER_BYTES = 64
-};
+enum { BLOCK_ALIGN = 64, HEADER_BYTES = 64 };
 static const size_t mapped_from = (size_t)1 << 22; /* larger blocks get pages of their own */
 
 typedef struct header {
@@ -88,6 +85,12 @@ void tsr_mem_free(void *block)
     }
 }
 
+void tsr_mem_count_bytes(tsr_mem_tag tag, int64_t bytes)
+{
+    atomic_fetch_add(&live_bytes[tag],
+                     (size_t)bytes); /* modulo 2^64: adding a negative takes away */
+}
+
 tsr_status tsr_mem_strdup(const char *text, char **out)
 {
     const size_t bytes = strlen(text) + 1;
@@ -125,10 +128,14 @@ size_t tsr_mem_peak_resident(void)
 const char *tsr_mem_tag_name(tsr_mem_tag tag)
 {
     static const char *const names[TSR_MEM_TAGS] = {
-        [TSR_MEM_OTHER] = "other",           [TSR_MEM_WEIGHTS] = "weights",
-        [TSR_MEM_GRADIENTS] = "gradients",   [TSR_MEM_OPTIMIZER] = "optimizer",
-        [TSR_MEM_ACTIVATIONS] = "activations", [TSR_MEM_WORKSPACE] = "workspace",
-        [TSR_MEM_DATA] = "data",             [TSR_MEM_COMM] = "communication",
+        [TSR_MEM_OTHER] = "other",
+        [TSR_MEM_WEIGHTS] = "weights",
+        [TSR_MEM_GRADIENTS] = "gradients",
+        [TSR_MEM_OPTIMIZER] = "optimizer",
+        [TSR_MEM_ACTIVATIONS] = "activations",
+        [TSR_MEM_WORKSPACE] = "workspace",
+        [TSR_MEM_DATA] = "data",
+        [TSR_MEM_COMM] = "communication",
         [TSR_MEM_CHECKPOINT] = "checkpoint",
     };
 

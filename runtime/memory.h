@@ -1,7 +1,8 @@
 /* Host memory: every block of the program comes from here and is counted by tag.
  *
  * Large blocks are mapped with huge pages asked for. There is no pool and no garbage collection;
- * the step loop must not call tsr_mem_alloc() at all, which tests check by tsr_mem_alloc_calls(). */
+ * the step loop must not call tsr_mem_alloc() at all, see
+ * tsr_mem_alloc_calls(). */
 #ifndef TSR_RUNTIME_MEMORY_H
 #define TSR_RUNTIME_MEMORY_H
 
@@ -32,7 +33,7 @@ typedef enum tsr_mem_tag {
  *
  * Owns:    the caller, until tsr_mem_free().
  * Threads: any.
- * Errors:  TSR_ERR_NOMEM with the size and the tag. *out is NULL then. bytes = 0 gives a valid block.
+ * Errors:  TSR_ERR_NOMEM with size and tag; *out is NULL then. bytes = 0 gives a valid block.
  */
 TSR_NODISCARD tsr_status tsr_mem_alloc(tsr_mem_tag tag, size_t bytes, void **out);
 
@@ -42,6 +43,10 @@ TSR_NODISCARD tsr_status tsr_mem_alloc_array(tsr_mem_tag tag, int64_t count, siz
 
 /** Give a block back; NULL is fine. */
 void tsr_mem_free(void *block);
+
+/** Count bytes that a device's allocator took under this tag (negative: gave back). They are bytes
+ *  only: the backend keeps a record for each block, made by tsr_mem_alloc(), which is the block. */
+void tsr_mem_count_bytes(tsr_mem_tag tag, int64_t bytes);
 
 /** Copy of a text as an own block. */
 TSR_NODISCARD tsr_status tsr_mem_strdup(const char *text, char **out);

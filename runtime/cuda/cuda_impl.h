@@ -13,6 +13,8 @@
 extern "C" {
 #endif
 
+typedef struct tsr_cuda_block tsr_cuda_block; /* device.c: what it has allocated */
+
 typedef struct tsr_cuda_device {
     tsr_device base;                  /* first: a tsr_device of this backend is a tsr_cuda_device */
     int index;                        /* of the GPU in this process */
@@ -21,7 +23,9 @@ typedef struct tsr_cuda_device {
     struct tsr_cuda_gemms *gemms;     /* gemm_cublaslt.c: handle and chosen algorithms */
     struct tsr_cuda_grouped *grouped; /* grouped.c */
     struct tsr_cuda_attention *attention; /* attention_cudnn.c: handle and plans */
-    void *workspace; /* scratch of the operators, used by one stream after the other */
+    tsr_cuda_block *blocks;
+    cudaStream_t own_stream; /* for what no caller's stream is given */
+    void *workspace;         /* scratch of the operators, used by one stream after the other */
     size_t workspace_bytes;
     cudaStream_t workspace_stream; /* of the last operator that used it */
     cudaEvent_t workspace_event;
@@ -56,6 +60,9 @@ TSR_NODISCARD tsr_status tsr_cuda_check(cudaError_t code, const char *call, cons
 TSR_NODISCARD tsr_status tsr_cuda_workspace(tsr_device *device, size_t bytes, tsr_stream *stream,
                                             void **out);
 TSR_NODISCARD tsr_status tsr_cuda_workspace_reserve(tsr_device *device, size_t bytes);
+
+/** The module's one entry: the GPU of this index (0 if emulated). Contract as tsr_device_open(). */
+TSR_NODISCARD tsr_status tsr_cuda_device_open(int index, int threads, tsr_device **out);
 
 /* State of the parts that use libraries, made when the device is opened. close accepts a device
  * whose part was never opened. */

@@ -4,7 +4,7 @@ set(TSR_CUDA_KERNELS)          # CUDA C++, which g++ compiles for the emulated m
 set(TSR_CUDA_GPU_ONLY)         # tensor cores and inline PTX: nvcc only
 
 # The fakes that stand in for the libraries in the emulated module. Relative to tests/emulation/.
-set(TSR_CUDA_FAKES cuemu.cpp fake_cudart.c)
+set(TSR_CUDA_FAKES cuemu.cpp fake_cudart.c fake_memory.c fake_stream.c)
 
 # Each part adds its own files.
 include(${CMAKE_CURRENT_LIST_DIR}/kernels/sources.cmake OPTIONAL)

@@ -57,6 +57,8 @@ void cuemu_barrier(const char *file, int line);
 uint64_t cuemu_warp(cuemu_op op, unsigned mask, uint64_t value, unsigned source, const char *file,
                     int line);
 unsigned cuemu_lane(void);
+/** End the launch with a fault, as __trap() does. */
+void cuemu_trap(const char *file, int line);
 
 /** Queue one launch; args (bytes of them) is copied. Checks the sizes as the real runtime does. */
 cudaError_t cuemu_launch(void (*call)(const void *args), const void *args, size_t bytes, dim3 grid,
@@ -208,6 +210,10 @@ T atomicCAS(T *at, typename std::common_type<T>::type expected,
     const T old = *at;
     *at = old == expected ? value : old;
     return old;
+}
+inline void __trap(CUEMU_SITE)
+{
+    cuemu_trap(file, line);
 }
 inline void __threadfence(void)
 {

@@ -23,12 +23,17 @@ cudaError_t fake_enqueue(cudaStream_t stream, cudaError_t (*run)(const void *arg
 /** Is [at, at + bytes) inside one live block of device memory? */
 bool fake_is_device(const void *at, size_t bytes);
 
+/** Is this address in the range that device memory is taken from, used or not? */
+bool fake_is_arena(const void *at);
+
 /** Is [at, at + bytes) pinned host memory? */
 bool fake_is_pinned(const void *at, size_t bytes);
 
-/** Run call(arg) with device memory open; cudaErrorIllegalAddress if it touches a fenced page, else
- *  what it returns. */
-cudaError_t fake_guarded(cudaError_t (*call)(const void *arg), const void *arg);
+/** Make code the last error, as each failing call of the runtime does; returns it. */
+cudaError_t fake_error(cudaError_t code);
+
+/** Forget a fault, which would end a GPU's context for good: for tests that provoke one. */
+void fake_clear_fault(void);
 
 /* In which order fibres, blocks and independent streams run. Tests run everything in all three. */
 typedef enum fake_order { FAKE_FORWARD, FAKE_REVERSE, FAKE_RANDOM } fake_order;
