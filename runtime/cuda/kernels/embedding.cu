@@ -135,14 +135,14 @@ static tsr_status sort_tokens(tsr_device *device, const tsr_embedding_args *args
     int pass = 0;
 
     for (; pass == 0 || (args->vocab - 1) >> (pass * DIGIT_BITS) > 0; ++pass) {
-        int32_t *half = buffers + pass % 2 * 2 * tokens;
+        int32_t *pair = buffers + pass % 2 * 2 * tokens;
         const tsr_sort_keys digits = {keys, tokens, pass * DIGIT_BITS, bins - 1, bins};
-        const place_token place = {keys, positions, {half, half + tokens}};
+        const place_token place = {keys, positions, {pair, pair + tokens}};
 
         TSR_TRY(
             tsr_sort("embedding_backward", digits, 1, tables, place, tsr_cuda_stream_of(stream)));
-        keys = half;
-        positions = half + tokens;
+        keys = pair;
+        positions = pair + tokens;
     }
     out->tokens = buffers + (pass - 1) % 2 * 2 * tokens;
     out->positions = out->tokens + tokens;

@@ -272,7 +272,7 @@ tsr_status tsr_cuda_rmsnorm_backward_weight(tsr_device *device, const tsr_rmsnor
     const bool is_aligned = tsr_packable(V_ROWS, args->width, args->x, args->dy);
     const int64_t columns = (int64_t)TSR_WARP * (is_aligned ? V_ROWS : 1);
     const int64_t least = tsr_divide_up(args->rows, SLICES_MAX);
-    const int64_t slice_rows = least > SLICE_ROWS ? least : SLICE_ROWS;
+    const int64_t slice_rows = least > SLICE_ROWS ? least : (int64_t)SLICE_ROWS;
     const int slices = (int)tsr_divide_up(args->rows, slice_rows);
     const dim3 block(COLUMN_WARPS * TSR_WARP);
     void *partials = NULL;

@@ -9,12 +9,12 @@ enum { THREADS = 256 };
 template <class T, int V>
 static __global__ void __launch_bounds__(THREADS) rope_kernel(tsr_rope_args a)
 {
-    const int half = a.head_dim / 2;
+    const int middle = a.head_dim / 2;
     const int64_t token = blockIdx.x;
-    const int64_t angles = (a.first_position + token % a.seq_len) * half;
+    const int64_t angles = (a.first_position + token % a.seq_len) * middle;
     T *row = (T *)a.x + token * a.row_stride;
 
-    for (int i = (int)threadIdx.x * V; i < half; i += (int)blockDim.x * V) {
+    for (int i = (int)threadIdx.x * V; i < middle; i += (int)blockDim.x * V) {
         float cosine[V], sine[V];
 
 #pragma unroll
@@ -27,14 +27,14 @@ static __global__ void __launch_bounds__(THREADS) rope_kernel(tsr_rope_args a)
             float first[V], second[V], turned[V];
 
             tsr_load<V>(at, first);
-            tsr_load<V>(at + half, second);
+            tsr_load<V>(at + middle, second);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
                 turned[v] = first[v] * cosine[v] - second[v] * sine[v];
                 second[v] = second[v] * cosine[v] + first[v] * sine[v];
             }
             tsr_store<V>(at, turned);
-            tsr_store<V>(at + half, second);
+            tsr_store<V>(at + middle, second);
         }
     }
 }
@@ -51,9 +51,9 @@ static dim3 block_for(int packs, int heads)
 template <class T> static tsr_status rope(const tsr_rope_args *args, tsr_stream *stream)
 {
     constexpr int V = tsr_pack_width<T>();
-    const int half = args->head_dim / 2;
-    const bool is_aligned = half % V == 0 && tsr_packable(V, args->row_stride, args->x);
-    const dim3 block = block_for(half / (is_aligned ? V : 1), args->heads);
+    const int middle = args->head_dim / 2;
+    const bool is_aligned = middle % V == 0 && tsr_packable(V, args->row_stride, args->x);
+    const dim3 block = block_for(middle / (is_aligned ? V : 1), args->heads);
     dim3 grid;
 
     TSR_TRY(tsr_grid_for("rope", args->tokens, &grid));

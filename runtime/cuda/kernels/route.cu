@@ -122,7 +122,7 @@ static __device__ __forceinline__ int choose(const tsr_route_args &a, int64_t to
         if (e < a.experts) {
             const float biased = t.score[i] + (a.bias != NULL ? a.bias[e] : 0.0f);
 
-            key[i] = isnan(biased) ? -INFINITY : biased;
+            key[i] = biased == biased ? biased : -INFINITY;
             a.scores[token * a.experts + e] = t.score[i];
         }
     }
