@@ -38,7 +38,7 @@ tsr_status tsr_cuda_module_search(const char *folders)
 /* Open `library` in the folders that match one pattern; they stay open as long as the process. */
 static bool open_in_pattern(const char *pattern, const char *library)
 {
-    char text[PATH_MAX];
+    char text[PATH_MAX + 130];
     glob_t found = {0};
     bool is_open = false;
 
