@@ -293,7 +293,7 @@ static cudnnBackendDescriptor_t scaled_scores(builder *b, cudnnBackendDescriptor
     return compute(b, CUDNN_POINTWISE_MUL, raw, scale, &b->scores, "scale");
 }
 
-static void describe_forward(builder *b, const operands *of, bool with_lse)
+static void describe_forward(builder *b, const operands *of)
 {
     const shape k_transposed = transposed(of->kv);
     const cudnnBackendDescriptor_t q = tensor(b, TSR_UID_Q, of->type, &of->q, REAL, "q");
@@ -311,10 +311,8 @@ static void describe_forward(builder *b, const operands *of, bool with_lse)
         compute(b, CUDNN_POINTWISE_EXP, below, NULL, &b->scores, "exponential");
     const cudnnBackendDescriptor_t sum = virtual_of(b, CUDNN_DATA_FLOAT, &b->row, "sum");
     reduce(b, CUDNN_REDUCE_TENSOR_ADD, e, sum, "sum");
-    /* Part of the pattern, wanted or not. */
     const cudnnBackendDescriptor_t lse =
-        with_lse ? tensor(b, TSR_UID_LSE, CUDNN_DATA_FLOAT, &b->row, REAL, "log-sum-exp")
-                 : virtual_of(b, CUDNN_DATA_FLOAT, &b->row, "log-sum-exp");
+        tensor(b, TSR_UID_LSE, CUDNN_DATA_FLOAT, &b->row, REAL, "log-sum-exp");
     const cudnnBackendDescriptor_t log_sum =
         compute(b, CUDNN_POINTWISE_LOG, sum, NULL, &b->row, "logarithm");
     pointwise(b, pointwise_kind(b, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, 0, "log-sum-exp"), top,
@@ -406,10 +404,10 @@ tsr_status tsr_attention_graph_create(const tsr_attention_args *args, int64_t ba
 
     b.scores = packed(batch, args->heads, args->q_len, args->kv_len);
     b.row = packed(batch, args->heads, args->q_len, 1);
-    if (pass == TSR_ATTENTION_BACKWARD || pass == TSR_ATTENTION_BACKWARD_ANY_ORDER) {
-        describe_backward(&b, &of, pass == TSR_ATTENTION_BACKWARD_ANY_ORDER);
+    if (pass == TSR_ATTENTION_FORWARD) {
+        describe_forward(&b, &of);
     } else {
-        describe_forward(&b, &of, pass == TSR_ATTENTION_FORWARD_LSE);
+        describe_backward(&b, &of, pass == TSR_ATTENTION_BACKWARD_ANY_ORDER);
     }
     graph.operations = create(&b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, "graph");
     if (handle != NULL) {

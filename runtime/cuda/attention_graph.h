@@ -36,10 +36,8 @@ enum {
  * of B * heads * q_len * kv_len), or adds to dq from many blocks in the order in which they come. */
 typedef enum tsr_attention_pass {
     TSR_ATTENTION_FORWARD,
-    TSR_ATTENTION_FORWARD_LSE, /* keeps the log-sum-exp */
     TSR_ATTENTION_BACKWARD,
-    TSR_ATTENTION_BACKWARD_ANY_ORDER, /* dq differs in the last bits from run to run */
-    TSR_ATTENTION_PASSES
+    TSR_ATTENTION_BACKWARD_ANY_ORDER /* dq differs in the last bits from run to run */
 } tsr_attention_pass;
 
 /** Descriptors of one graph: `operations` is the finalized graph, the rest what it refers to. */
