@@ -1,15 +1,24 @@
 /* Grouped products: the choice of a kernel. */
 #include "runtime/cuda/grouped.h"
 
+typedef struct tsr_cuda_grouped {
+    void *map_maker; /* of tensor maps; NULL: no kernel that needs them */
+} tsr_cuda_grouped;
+
 tsr_status tsr_cuda_grouped_open(tsr_cuda_device *device)
 {
-    (void)device;
-    return TSR_OK;
+    void *block;
+
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *device->grouped, &block));
+    device->grouped = block;
+    return device->architecture == 90 ? tsr_cuda_grouped_sm90_find(&device->grouped->map_maker)
+                                      : TSR_OK;
 }
 
 void tsr_cuda_grouped_close(tsr_cuda_device *device)
 {
-    (void)device;
+    tsr_mem_free(device->grouped);
+    device->grouped = NULL;
 }
 
 static tsr_grouped problem_of(const tsr_grouped_gemm_args *args)
@@ -67,14 +76,20 @@ tsr_status tsr_cuda_grouped_gemm(tsr_device *device, const tsr_grouped_gemm_args
     const tsr_cuda_device *const cuda = (const tsr_cuda_device *)device;
     const tsr_grouped problem = problem_of(args);
     const cudaStream_t handle = tsr_cuda_stream_of(stream);
+    const int blocks = cuda->multiprocessors;
 
     if (args->max_rows == 0 && args->pass != TSR_GROUPED_WGRAD) {
         return TSR_OK;
     }
-    if (args->dtype == TSR_BF16 && is_aligned(args)) {
-        return tsr_cuda_grouped_mma(&problem, args->pass, cuda->multiprocessors, handle);
+    if (args->dtype != TSR_BF16 || !is_aligned(args)) {
+        return tsr_cuda_grouped_plain(&problem, args->pass, args->dtype, blocks, handle);
     }
-    return tsr_cuda_grouped_plain(&problem, args->pass, args->dtype, cuda->multiprocessors, handle);
+    /* Coordinates in a tensor map have 32 bits, and a map has rows. */
+    if (cuda->grouped->map_maker != NULL && args->max_rows > 0 && args->max_rows <= INT32_MAX) {
+        return tsr_cuda_grouped_sm90(&problem, args->pass, cuda->grouped->map_maker, blocks,
+                                     handle);
+    }
+    return tsr_cuda_grouped_mma(&problem, args->pass, blocks, handle);
 }
 
 /* The kernels need no memory and nothing is searched for. */

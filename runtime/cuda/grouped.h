@@ -38,6 +38,14 @@ TSR_NODISCARD tsr_status tsr_cuda_grouped_plain(const tsr_grouped *problem, tsr_
 TSR_NODISCARD tsr_status tsr_cuda_grouped_mma(const tsr_grouped *problem, tsr_grouped_pass pass,
                                               int multiprocessors, cudaStream_t stream);
 
+/** The driver's maker of tensor maps, which the next one needs; NULL from too old a driver. */
+TSR_NODISCARD tsr_status tsr_cuda_grouped_sm90_find(void **map_maker_out);
+
+/** As tsr_cuda_grouped_mma(), by TMA and wgmma: sm_90a only, and max_rows > 0. */
+TSR_NODISCARD tsr_status tsr_cuda_grouped_sm90(const tsr_grouped *problem, tsr_grouped_pass pass,
+                                               void *map_maker, int multiprocessors,
+                                               cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 
