@@ -1,5 +1,5 @@
-/* Manifests made to mislead: the digest in front is right, the contents are not. Each is refused with a
- * message that names the file, before memory is taken for what it claims. */
+/* Manifests made to mislead: the digest in front is right, the contents are not. Each is refused
+ * with a message that names the file, before memory is taken for what it claims. */
 #define XXH_INLINE_ALL
 #include "tests/checkpoints/state_fixture.h"
 #include "tests/support/unit_test.h"

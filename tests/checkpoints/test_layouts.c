@@ -1,5 +1,5 @@
-/* Several ranks: what P ranks saved, any other number loads to the bit; digests do not depend on the
- * layout; a failure on one rank reaches all and leaves nothing behind. */
+/* Several ranks: what P ranks saved, any other number loads to the bit; digests do not depend on
+ * the layout; a failure on one rank reaches all and leaves nothing behind. */
 #include "collectives/mpi_bridge.h"
 #include "tests/checkpoints/state_fixture.h"
 #include "tests/support/mpi_test.h"

@@ -1,6 +1,6 @@
 /* The front end's checks of the layer and routing operators: each mistake is named. Those of
  * products, vectors and ends are in their own tests. */
-#include "op_test.h"
+#include "tests/runtime/op_test.h"
 
 static float f[64];
 static int32_t whole[64];

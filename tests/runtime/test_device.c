@@ -1,5 +1,5 @@
 /* Opening devices, their memory, streams and events, the completeness check, and the profile. */
-#include "op_test.h"
+#include "tests/runtime/op_test.h"
 
 #include "runtime/device_impl.h"
 

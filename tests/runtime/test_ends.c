@@ -1,5 +1,5 @@
 /* Embedding and cross-entropy against their plain twins. */
-#include "op_test.h"
+#include "tests/runtime/op_test.h"
 
 enum { VOCAB = 23, TOKENS = 57 };
 
@@ -78,7 +78,8 @@ static void embedding_equals_the_twin(void **state)
     close_rig(&plain);
 }
 
-/* ---- cross-entropy ---------------------------------------------------------------------------- */
+/* ---- cross-entropy
+ * ---------------------------------------------------------------------------- */
 
 typedef struct entropy_case {
     int64_t rows, vocab;
@@ -162,14 +163,15 @@ static void check_entropy(const entropy_case *c)
 static void cross_entropy_matches_the_twin(void **state)
 {
     static const int64_t sizes[][2] = {{1, 1}, {3, 2}, {7, 19}, {9, 64}, {5, 257}, {2, 5003}};
+    static const float scales[3] = {0.1f, 1.0f, 10.0f};
 
     (void)state;
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s) {
         for (int variant = 0; variant < 3; ++variant) {
-            for (float scale = 0.1f; scale < 30.0f; scale *= 10.0f) {
+            for (int magnitude = 0; magnitude < 3; ++magnitude) {
                 check_entropy(&(entropy_case){.rows = sizes[s][0],
                                               .vocab = sizes[s][1],
-                                              .scale = scale,
+                                              .scale = scales[magnitude],
                                               .dtype = variant == 1 ? TSR_BF16 : TSR_F32,
                                               .in_place = variant == 2});
             }

@@ -1,9 +1,9 @@
 /* Matrix products against their plain twin, dense and per expert; the cache of primitives.
  *
  * Tolerance: a sum of k products in f32, in any order, is within k eps sum |a b| of the exact one
- * (Higham 2002, section 3.1, to first order); sum |a b| is the plain product of the absolute values.
- * The twin sums in f64. bf16 results are rounded once more: one step to the neighbour. */
-#include "op_test.h"
+ * (Higham 2002, section 3.1, to first order); sum |a b| is the plain product of the absolute
+ * values. The twin sums in f64. bf16 results are rounded once more: one step to the neighbour. */
+#include "tests/runtime/op_test.h"
 
 #include "runtime/cpu/gemm_cache.h"
 
@@ -407,7 +407,8 @@ static void expert_products_match_the_twin(void **state)
     }
 }
 
-/* ---- the cache -------------------------------------------------------------------------------- */
+/* ---- the cache
+ * -------------------------------------------------------------------------------- */
 
 static int64_t products_made(const rig *r)
 {

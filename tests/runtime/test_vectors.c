@@ -1,5 +1,5 @@
 /* Long vectors and AdamW against their plain twin, with equal bits on one and two threads. */
-#include "op_test.h"
+#include "tests/runtime/op_test.h"
 
 /* below, at and above a register, a block of sums, and where threads begin to share */
 static const int64_t counts[] = {0, 1, 3, 16, 17, 4095, 4096, 4097, 16385, 70001};
@@ -104,7 +104,8 @@ static void sums_match_and_ignore_threads(void **state)
     close_rig(&plain);
 }
 
-/* ---- AdamW ------------------------------------------------------------------------------------ */
+/* ---- AdamW
+ * ------------------------------------------------------------------------------------ */
 
 typedef struct adamw_case {
     int64_t count;
