@@ -10,6 +10,7 @@ static const cli_option eval_options[] = {
     {"data", "FILE", "text file, or prefix of a .bin/.idx pair; needed"},
     {"max-tokens", "N", "keep the first N / seq_len windows (0: all)"},
     {"precision", "f32|bf16", "compute type; the checkpoint's own by default"},
+    {"device", "auto|cpu|cuda", "where to compute (auto)"},
     {"json", NULL, "print nothing but the JSON object on stdout"},
     {NULL, NULL, NULL},
 };
@@ -89,7 +90,7 @@ static int run_eval(const cli_values *values, world *w)
     }
     if (st == TSR_OK) {
         st = inference_open(&in, w, values->positional[0], cli_get(&cli_eval, values, "precision"),
-                            EVAL_BATCH);
+                            cli_get(&cli_eval, values, "device"), EVAL_BATCH);
     }
     if (st == TSR_OK) {
         st = evaluate(&in, w, file, max_tokens, totals);

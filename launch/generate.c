@@ -13,6 +13,7 @@ static const cli_option generate_options[] = {
     {"top-p", "P", "sample from the likeliest tokens that hold this share (0.95)"},
     {"seed", "S", "of the random choices (1)"},
     {"precision", "f32|bf16", "compute type; the checkpoint's own by default"},
+    {"device", "auto|cpu|cuda", "where to compute (auto)"},
     {"json", NULL, "print one JSON object on stdout instead of the text"},
     {NULL, NULL, NULL},
 };
@@ -112,7 +113,8 @@ static int run_generate(const cli_values *values, world *w)
     tsr_status st = read_options(values, &g);
     if (st == TSR_OK) {
         st = inference_open(&in, w, values->positional[0],
-                            cli_get(&cli_generate, values, "precision"), 1);
+                            cli_get(&cli_generate, values, "precision"),
+                            cli_get(&cli_generate, values, "device"), 1);
     }
     if (st == TSR_OK) {
         st = tsr_mem_alloc_array(TSR_MEM_OTHER, g.max_new, 1, (void **)&g.text);

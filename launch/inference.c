@@ -1,5 +1,7 @@
 #include "launch/inference.h"
 
+#include "launch/devices.h"
+
 #include <string.h>
 
 static void report_problem(void *context, const char *text)
@@ -96,11 +98,10 @@ static tsr_status load_weights(inference *in)
     return st == TSR_OK ? load_router_bias(in) : st;
 }
 
-static tsr_status open_local(inference *in, const char *path, const char *precision, int threads,
+static tsr_status open_local(inference *in, const world *w, device_choice choice, int threads,
                              int64_t batch)
 {
-    TSR_TRY(read_description(in, path, precision));
-    TSR_TRY(tsr_device_open("cpu", threads, &in->device));
+    TSR_TRY(devices_open(choice, w, threads, &in->device));
     TSR_TRY(tsr_stream_create(in->device, &in->stream));
     TSR_TRY(tsr_param_table_create(&in->s.model, &in->table));
     TSR_TRY(
@@ -119,13 +120,16 @@ static tsr_status open_local(inference *in, const char *path, const char *precis
 }
 
 tsr_status inference_open(inference *in, world *w, const char *path, const char *precision,
-                          int64_t batch)
+                          const char *device, int64_t batch)
 {
+    device_choice choice = DEVICE_AUTO;
     int threads = 1;
 
     *in = (inference){0};
+    TSR_TRY(devices_parse(device, &choice));
     TSR_TRY(world_thread_share(w, &threads));
-    return tsr_comm_agree(w->comm, open_local(in, path, precision, threads, batch));
+    TSR_TRY(tsr_comm_agree(w->comm, read_description(in, path, precision)));
+    return tsr_comm_agree(w->comm, open_local(in, w, choice, threads, batch));
 }
 
 void inference_close(inference *in)

@@ -19,12 +19,13 @@ typedef struct inference {
 /**
  * Open the newest valid checkpoint at path (run folder or checkpoint folder) and load its weights.
  *
- * precision: "f32", "bf16" or NULL for the checkpoint's own; batch: sequences a forward may take.
+ * precision: "f32", "bf16" or NULL for the checkpoint's own; device: "auto", "cpu", "cuda" or NULL;
+ * batch: sequences a forward may take.
  * Collective: every rank loads all weights, so that they can share the work.
  * Errors: TSR_ERR_FORMAT, TSR_ERR_IO, TSR_ERR_ARG (precision), TSR_ERR_NOMEM.
  */
 TSR_NODISCARD tsr_status inference_open(inference *in, world *w, const char *path,
-                                        const char *precision, int64_t batch);
+                                        const char *precision, const char *device, int64_t batch);
 void inference_close(inference *in);
 
 #endif

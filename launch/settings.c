@@ -78,9 +78,6 @@ static void check_across_sections(settings *s, tsr_config_errors *errors)
         tsr_config_error(errors, "[train] micro_batch = %lld: more than global_batch = %lld",
                          (long long)s->train.micro_batch, (long long)s->train.global_batch);
     }
-    if (s->run.device == 2) {
-        tsr_config_error(errors, "[run] device = cuda: this build has no CUDA; use cpu or auto");
-    }
 }
 
 tsr_status settings_read(settings *s, const char *text, const char *file_name,

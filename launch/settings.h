@@ -10,7 +10,7 @@
 typedef struct run_config {
     char dir[TSR_TEXT_MAX];
     int64_t seed;
-    int device; /* 0 auto, 1 cpu, 2 cuda */
+    int device; /* device_choice */
     int64_t threads;
     double timeout_s;
 } run_config;

@@ -1,5 +1,7 @@
 #include "launch/trainer.h"
 
+#include "launch/devices.h"
+
 #include <string.h>
 #include <time.h>
 
@@ -69,7 +71,7 @@ static tsr_status create_local(trainer *t, int threads)
     const settings *s = t->s;
     const int ranks = tsr_comm_size(t->w->comm), rank = tsr_comm_rank(t->w->comm);
 
-    TSR_TRY(tsr_device_open("cpu", threads, &t->device));
+    TSR_TRY(devices_open((device_choice)s->run.device, t->w, threads, &t->device));
     TSR_TRY(tsr_stream_create(t->device, &t->stream));
     TSR_TRY(tsr_param_table_create(&s->model, &t->table));
     TSR_TRY(tsr_weights_create(&s->model, &t->table, t->device, t->dtype, true, &t->weights));

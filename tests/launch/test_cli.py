@@ -67,8 +67,7 @@ def run_file_errors_come_all_at_once():
     with Folder() as folder:
         for setting, text in (("model.num_experts_per_tok=9", "num_experts"),
                               ("model.num_key_value_heads=3", "num_key_value_heads"),
-                              ("model.head_dim=7", "head_dim"), ("run.device=cuda", "CUDA"),
-                              ("parallel.pp=2", "pp"), ("parallel.ep=2", "ep"),
+                              ("model.head_dim=7", "head_dim"), ("parallel.pp=2", "pp"), ("parallel.ep=2", "ep"),
                               ("train.global_batch=0", "global_batch"), ("data.seq_len=x", "seq_len"),
                               ("nonsense", "nonsense"), ("model.vocab_size=100", "vocab_size")):
             fails(run(folder, 0, "train", "run.ini", "--set", setting), 2, text)
