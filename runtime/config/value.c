@@ -198,6 +198,29 @@ static bool is_plain_text(const char *text, char why[TSR_CONFIG_WHY_MAX])
 }
 
 /* Append one path, made absolute, at *used of out. */
+/* Take "." and "name/.." out of an absolute path, in place; links are not looked at. */
+static void clean_path(char *path)
+{
+    char *end = path; /* of what is kept */
+
+    for (const char *at = path; *at != '\0';) {
+        const size_t length = 1 + strcspn(at + 1, "/"); /* a slash and the name after it */
+
+        if (length == 3 && strncmp(at, "/..", 3) == 0) {
+            while (end > path && *--end != '/') {
+            }
+        } else if (length > 1 && !(length == 2 && at[1] == '.')) {
+            memmove(end, at, length);
+            end += length;
+        }
+        at += length;
+    }
+    if (end == path) {
+        *end++ = '/';
+    }
+    *end = '\0';
+}
+
 static bool append_path(const char *path, size_t length, const char *base, char out[TSR_TEXT_MAX],
                         size_t *used, char why[TSR_CONFIG_WHY_MAX])
 {
@@ -219,7 +242,8 @@ static bool append_path(const char *path, size_t length, const char *base, char 
     if (wrote < 0 || (size_t)wrote >= TSR_TEXT_MAX - *used) {
         return refuse(why, "is longer than %d bytes as an absolute path", TSR_TEXT_MAX - 1);
     }
-    *used += (size_t)wrote;
+    clean_path(out + *used);
+    *used += strlen(out + *used);
     return true;
 }
 
