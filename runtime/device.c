@@ -163,6 +163,13 @@ tsr_status tsr_stream_wait(tsr_stream *stream)
     return stream->device->ops->stream_wait(stream);
 }
 
+void *tsr_stream_handle(const tsr_stream *stream)
+{
+    const tsr_device_ops *ops = stream->device->ops;
+
+    return ops->stream_handle != NULL ? ops->stream_handle(stream) : NULL;
+}
+
 tsr_status tsr_event_create(tsr_device *device, tsr_event **out)
 {
     return device->ops->event_create(device, out);

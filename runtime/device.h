@@ -77,6 +77,10 @@ void tsr_stream_destroy(tsr_stream **stream_p);
 /** Wait until all that was queued on stream is done; reports what failed in it. */
 TSR_NODISCARD tsr_status tsr_stream_wait(tsr_stream *stream);
 
+/** The library's own stream below (a cudaStream_t), for a communicator that queues work on it; NULL
+ *  where there is none. Borrowed from stream. */
+void *tsr_stream_handle(const tsr_stream *stream);
+
 TSR_NODISCARD tsr_status tsr_event_create(tsr_device *device, tsr_event **out);
 void tsr_event_destroy(tsr_event **event_p);
 TSR_NODISCARD tsr_status tsr_event_record(tsr_event *event, tsr_stream *stream);

@@ -16,6 +16,7 @@ typedef struct tsr_device_ops {
     tsr_status (*stream_create)(tsr_device *, tsr_stream **out);
     void (*stream_destroy)(tsr_stream *);
     tsr_status (*stream_wait)(tsr_stream *);
+    void *(*stream_handle)(const tsr_stream *); /* optional: no library's stream is below */
     tsr_status (*event_create)(tsr_device *, tsr_event **out);
     void (*event_destroy)(tsr_event *);
     tsr_status (*event_record)(tsr_event *, tsr_stream *);

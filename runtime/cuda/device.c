@@ -6,43 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* PENDING-BEGIN */
-#pragma GCC diagnostic ignored "-Waddress"
-#pragma weak tsr_cuda_gemm
-#pragma weak tsr_cuda_gemm_reserve
-#pragma weak tsr_cuda_grouped_gemm
-#pragma weak tsr_cuda_grouped_gemm_reserve
-#pragma weak tsr_cuda_rmsnorm_forward
-#pragma weak tsr_cuda_rmsnorm_backward_input
-#pragma weak tsr_cuda_rmsnorm_backward_weight
-#pragma weak tsr_cuda_rope
-#pragma weak tsr_cuda_swiglu_forward
-#pragma weak tsr_cuda_swiglu_backward
-#pragma weak tsr_cuda_attention_forward
-#pragma weak tsr_cuda_attention_backward
-#pragma weak tsr_cuda_attention_reserve
-#pragma weak tsr_cuda_route_forward
-#pragma weak tsr_cuda_route_backward
-#pragma weak tsr_cuda_sort_by_expert
-#pragma weak tsr_cuda_permute
-#pragma weak tsr_cuda_unpermute
-#pragma weak tsr_cuda_gather_f32
-#pragma weak tsr_cuda_embedding_forward
-#pragma weak tsr_cuda_embedding_backward
-#pragma weak tsr_cuda_cross_entropy
-#pragma weak tsr_cuda_convert
-#pragma weak tsr_cuda_add_f32
-#pragma weak tsr_cuda_sum
-#pragma weak tsr_cuda_sum_squares
-#pragma weak tsr_cuda_adamw
-#pragma weak tsr_cuda_gemm_open
-#pragma weak tsr_cuda_gemm_close
-#pragma weak tsr_cuda_grouped_open
-#pragma weak tsr_cuda_grouped_close
-#pragma weak tsr_cuda_attention_open
-#pragma weak tsr_cuda_attention_close
-/* PENDING-END */
-
 enum {
     FIRST_WORKSPACE_BYTES = 32 * 1 << 20, /* what cuBLASLt wants on Hopper */
     WORKSPACE_ALIGN = 1 << 20
@@ -258,6 +221,11 @@ static tsr_status cuda_stream_wait(tsr_stream *stream)
     return TSR_OK;
 }
 
+static void *cuda_stream_handle(const tsr_stream *stream)
+{
+    return ((const tsr_cuda_stream *)stream)->handle;
+}
+
 static tsr_status cuda_event_create(tsr_device *device, tsr_event **out)
 {
     cuda_event *event = NULL;
@@ -327,12 +295,9 @@ static void cuda_close(tsr_device *device)
     tsr_cuda_device *self = (tsr_cuda_device *)device;
 
     (void)make_current(device);
-    if (tsr_cuda_attention_close)
-        tsr_cuda_attention_close(self);
-    if (tsr_cuda_grouped_close)
-        tsr_cuda_grouped_close(self);
-    if (tsr_cuda_gemm_close)
-        tsr_cuda_gemm_close(self);
+    tsr_cuda_attention_close(self);
+    tsr_cuda_grouped_close(self);
+    tsr_cuda_gemm_close(self);
     if (self->workspace != NULL) {
         cuda_free(device, self->workspace);
     }
@@ -354,6 +319,7 @@ static const tsr_device_ops cuda_table = {
     .stream_create = cuda_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .stream_wait = cuda_stream_wait,
+    .stream_handle = cuda_stream_handle,
     .event_create = cuda_event_create,
     .event_destroy = cuda_event_destroy,
     .event_record = cuda_event_record,
@@ -445,13 +411,9 @@ static tsr_status open_parts(tsr_cuda_device *self)
     TSR_CUDA_TRY(cudaStreamCreateWithFlags(&self->own_stream, cudaStreamNonBlocking));
     TSR_CUDA_TRY(cudaEventCreateWithFlags(&self->workspace_event, cudaEventDisableTiming));
     TSR_TRY(tsr_cuda_workspace_reserve(&self->base, FIRST_WORKSPACE_BYTES));
-    if (tsr_cuda_gemm_open)
-        TSR_TRY(tsr_cuda_gemm_open(self));
-    if (tsr_cuda_grouped_open)
-        TSR_TRY(tsr_cuda_grouped_open(self));
-    if (tsr_cuda_attention_open)
-        return tsr_cuda_attention_open(self);
-    return TSR_OK;
+    TSR_TRY(tsr_cuda_gemm_open(self));
+    TSR_TRY(tsr_cuda_grouped_open(self));
+    return tsr_cuda_attention_open(self);
 }
 
 tsr_status tsr_cuda_device_open(int index, int threads, tsr_device **out)
@@ -470,8 +432,7 @@ tsr_status tsr_cuda_device_open(int index, int threads, tsr_device **out)
     self->multiprocessors = about.multiProcessorCount;
     describe(self, &about);
     TSR_TRY_GOTO(make_current(&self->base), err_close);
-    if (0)
-        TSR_TRY_GOTO(tsr_device_check_table(self->base.ops, self->base.name), err_close);
+    TSR_TRY_GOTO(tsr_device_check_table(self->base.ops, self->base.name), err_close);
     TSR_TRY_GOTO(open_parts(self), err_close);
     *out = &self->base;
     return TSR_OK;

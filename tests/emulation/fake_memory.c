@@ -38,6 +38,7 @@ static struct {
 
 static sigjmp_buf on_fault;
 static volatile sig_atomic_t is_guarded;
+static volatile sig_atomic_t fault_signal;
 static void *volatile fault_address;
 static char signal_stack[1 << 16];
 
@@ -48,6 +49,7 @@ static void catch_fault(int number, siginfo_t *info, void *context)
         (void)signal(number, SIG_DFL);
         return;
     }
+    fault_signal = number;
     fault_address = info->si_addr;
     siglongjmp(on_fault, 1);
 }
@@ -62,11 +64,15 @@ static const block *block_near(const unsigned char *at)
     return found;
 }
 
-static void describe_fault(char *text, size_t size)
+static cudaError_t describe_fault(char *text, size_t size)
 {
     const unsigned char *const at = fault_address;
     const block *const near = fake_is_arena(at) ? block_near(at) : NULL;
 
+    if (fault_signal == SIGILL) { /* kernels are compiled to trap there */
+        (void)snprintf(text, size, "misaligned access of a kernel");
+        return cudaErrorMisalignedAddress;
+    }
     if (near == NULL) {
         (void)snprintf(text, size, "access to %p, which is no device memory", (const void *)at);
     } else {
@@ -74,20 +80,22 @@ static void describe_fault(char *text, size_t size)
                        (const void *)at, at - near->at, near->is_live ? "block" : "freed block",
                        near->bytes);
     }
+    return cudaErrorIllegalAddress;
 }
 
 cudaError_t fake_guarded(cudaError_t (*run)(const void *), const void *arg)
 {
-    static const int numbers[2] = {SIGSEGV, SIGBUS};
+    enum { SIGNALS = 3 };
+    static const int numbers[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL};
     struct sigaction action = {.sa_sigaction = catch_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-    struct sigaction before[2];
+    struct sigaction before[SIGNALS];
     const stack_t mine = {.ss_sp = signal_stack, .ss_size = sizeof signal_stack};
     stack_t theirs;
-    volatile cudaError_t code = cudaErrorIllegalAddress;
+    volatile cudaError_t code = cudaSuccess;
     char text[160];
 
     (void)sigaltstack(&mine, &theirs);
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < SIGNALS; ++i) {
         (void)sigaction(numbers[i], &action, &before[i]);
     }
     if (sigsetjmp(on_fault, 1) == 0) {
@@ -99,10 +107,10 @@ cudaError_t fake_guarded(cudaError_t (*run)(const void *), const void *arg)
         }
     } else {
         is_guarded = 0;
-        describe_fault(text, sizeof text);
+        code = describe_fault(text, sizeof text);
         (void)fake_set_fault(code, text);
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < SIGNALS; ++i) {
         (void)sigaction(numbers[i], &before[i], NULL);
     }
     (void)sigaltstack(&theirs, NULL);
