@@ -28,6 +28,7 @@ tsr_status tsr_cuda_attention_open(tsr_cuda_device *device)
 
     TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *device->attention, &block));
     device->attention = block;
+    device->attention->workspace_max = TSR_CUDNN_WORKSPACE_MAX;
     CUDNN_TRY(cudnnCreate(&device->attention->handle));
     return TSR_OK;
 }
@@ -227,7 +228,7 @@ static tsr_status add(tsr_cuda_attention *self, const tsr_attention_args *args, 
     plan->next = self->plans;
     self->plans = plan;
     st = make(self, args, is_backward ? TSR_ATTENTION_BACKWARD : TSR_ATTENTION_FORWARD,
-              TSR_CUDNN_WORKSPACE_MAX, plan);
+              self->workspace_max, plan);
     if (st != TSR_OK && is_backward && batch == 1) {
         st = make(self, args, TSR_ATTENTION_BACKWARD_ANY_ORDER, INT64_MAX, plan);
         if (st == TSR_OK) {
@@ -235,7 +236,7 @@ static tsr_status add(tsr_cuda_attention *self, const tsr_attention_args *args, 
                     "attention backward: length %lld, heads %lld: dq is summed in any order, as "
                     "another would need more than %lld MiB",
                     (long long)args->q_len, (long long)args->heads,
-                    (long long)(TSR_CUDNN_WORKSPACE_MAX >> 20));
+                    (long long)(self->workspace_max >> 20));
         }
     }
     if (st != TSR_OK && batch == 1) {

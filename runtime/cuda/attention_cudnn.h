@@ -46,7 +46,8 @@ typedef struct tsr_cuda_attention {
     cudnnHandle_t handle;
     tsr_attention_plan *plans;
     tsr_attention_use use;
-    int64_t cudnn_calls; /* passes that cuDNN ran: tests know which path they took */
+    int64_t workspace_max; /* TSR_CUDNN_WORKSPACE_MAX; tests set less */
+    int64_t cudnn_calls;   /* passes that cuDNN ran: tests know which path they took */
 } tsr_cuda_attention;
 
 /** Is this a shape that cuDNN is asked about: bf16, as many keys as queries, aligned rows? */
