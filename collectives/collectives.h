@@ -1,7 +1,8 @@
-/* collectives: communicators and what travels over them, behind one table: `self`, `mpi`.
+/* collectives: communicators and what travels over them, behind one table: `self`, `mpi`, `nccl`.
  *
  * Every wait has a deadline: a dead or stuck peer becomes an error that names it. MPI is started by
- * launch, never here. Buffers are host memory; who holds device memory stages it. */
+ * launch, never here. Buffers are host memory but where a call says device memory, which some
+ * communicators take (tsr_comm_takes_device_memory); for the others the caller stages it. */
 #ifndef TSR_COLLECTIVES_H
 #define TSR_COLLECTIVES_H
 
@@ -105,6 +106,69 @@ TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *valu
  *  element_bytes: 4 or 2; cuts count elements. Collective. */
 TSR_NODISCARD tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values,
                                                    size_t element_bytes, const int64_t *cuts);
+
+/* ---- device memory -------------------------------------------------------------------------- */
+
+/** May the four calls below be used on comm? False: copy to the host and use the calls above. */
+bool tsr_comm_takes_device_memory(const tsr_comm *comm);
+
+/**
+ * As tsr_comm_reduce_scatter_f32(), with equal bits, on device memory.
+ *
+ * Async:      queued on stream, which owns values until tsr_comm_stream_wait() has returned; cuts
+ *             are read before the call returns.
+ * Collective: on comm. All ranks queue the same calls on all their communicators in one order:
+ *             another order on one of them is a deadlock on the GPUs.
+ * Errors:     TSR_ERR_UNSUPPORTED if comm takes no device memory; TSR_ERR_ARG as above; TSR_ERR_STATE
+ *             if the order is checked and differs; TSR_ERR_COMM, TSR_ERR_TIMEOUT, TSR_ERR_DEVICE:
+ *             comm is dead.
+ */
+TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32_on(tsr_comm *comm, float *values,
+                                                        const int64_t *cuts, tsr_stream *stream);
+
+/** As tsr_comm_all_gather_parts(), and as above. */
+TSR_NODISCARD tsr_status tsr_comm_all_gather_parts_on(tsr_comm *comm, void *values,
+                                                      size_t element_bytes, const int64_t *cuts,
+                                                      tsr_stream *stream);
+
+/** As tsr_comm_broadcast(), and as above. */
+TSR_NODISCARD tsr_status tsr_comm_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,
+                                               tsr_stream *stream);
+
+/**
+ * Wait for stream like tsr_stream_wait(), but not longer than timeout_s from when the first of its
+ * collectives got its turn; plainly on a communicator that takes no device memory.
+ *
+ * Errors: those of the device; TSR_ERR_TIMEOUT, naming who does not respond, or TSR_ERR_COMM: comm is
+ *         dead, and what was under way on every such communicator of this process has been aborted,
+ *         so that the stream comes to its end.
+ */
+TSR_NODISCARD tsr_status tsr_comm_stream_wait(tsr_comm *comm, tsr_stream *stream);
+
+/** Values of [parallel] for communicators by NCCL. */
+typedef struct tsr_nccl_options {
+    int max_ctas; /* thread blocks, so at most as many SMs, that NCCL may take; 0: NCCL's choice */
+    size_t buffer_bytes; /* of device memory for parts to be summed; 0: 64 MiB */
+    bool library_sums;   /* ncclReduceScatter where parts are even: its own order of summation */
+    bool checks_order;   /* compare each call with the other ranks' before it is queued (slow) */
+} tsr_nccl_options;
+
+/**
+ * A communicator over the ranks of host (borrowed; made by tsr_comm_create_mpi()) that moves the
+ * memory of a cuda device by NCCL, and all else, agreements and time-outs included, by host.
+ *
+ * Reads nothing from the environment; NCCL itself does: NCCL_DEBUG, NCCL_DEBUG_FILE,
+ * NCCL_SOCKET_IFNAME, NCCL_IB_HCA, NCCL_IB_GID_INDEX, NCCL_NET, NCCL_NET_PLUGIN, NCCL_TOPO_FILE,
+ * NCCL_ALGO, NCCL_PROTO are launch's and the job script's to set, before the first communicator.
+ * Owns:       device memory of buffer_bytes; destroy it before device, and host after it.
+ * Collective: on host, blocking, up to host's timeout_s.
+ * Errors:     TSR_ERR_UNSUPPORTED if the module is missing, device is not cuda or two ranks share a
+ *             GPU (then use `mpi`, which stages); TSR_ERR_ARG if options are out of range or differ
+ *             between ranks; TSR_ERR_NOMEM, TSR_ERR_DEVICE, TSR_ERR_COMM, TSR_ERR_TIMEOUT,
+ *             TSR_ERR_PEER.
+ */
+TSR_NODISCARD tsr_status tsr_comm_create_nccl(tsr_comm *host, tsr_device *device,
+                                              const tsr_nccl_options *options, tsr_comm **comm_out);
 
 /* ---- for tests ------------------------------------------------------------------------------ */
 

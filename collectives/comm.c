@@ -97,7 +97,7 @@ tsr_status tsr_comm_barrier(tsr_comm *comm)
     return comm->ops->barrier(comm);
 }
 
-tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
+static tsr_status begin_broadcast(tsr_comm *comm, size_t bytes, int root)
 {
     TSR_TRY(check_alive(comm));
     TSR_CHECK(root >= 0 && root < comm->size, TSR_ERR_ARG, "root = %d, must be in [0, %d)", root,
@@ -105,6 +105,12 @@ tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int ro
     if (comm->rank == root) {
         count_to_all(comm, bytes);
     }
+    return TSR_OK;
+}
+
+tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
+{
+    TSR_TRY(begin_broadcast(comm, bytes, root));
     return bytes == 0 ? TSR_OK : comm->ops->broadcast(comm, buffer, bytes, root);
 }
 
@@ -203,26 +209,86 @@ static tsr_status check_cuts(const int64_t *cuts, int size)
     return TSR_OK;
 }
 
-tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
+/* Checks and counts are the same wherever the memory is. */
+static tsr_status begin_reduce_scatter(tsr_comm *comm, const int64_t *cuts)
 {
     TSR_TRY(check_alive(comm));
     TSR_TRY(check_cuts(cuts, comm->size));
     for (int peer = 0; peer < comm->size; ++peer) {
         if (peer != comm->rank) {
-            comm->bytes[comm->link[peer]] +=
-                (cuts[peer + 1] - cuts[peer]) * (int64_t)sizeof *values;
+            comm->bytes[comm->link[peer]] += (cuts[peer + 1] - cuts[peer]) * (int64_t)sizeof(float);
         }
     }
-    return comm->ops->reduce_scatter_f32(comm, values, cuts);
+    return TSR_OK;
 }
 
-tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
-                                     const int64_t *cuts)
+static tsr_status begin_all_gather_parts(tsr_comm *comm, size_t element_bytes, const int64_t *cuts)
 {
     TSR_TRY(check_alive(comm));
     TSR_CHECK(element_bytes == 2 || element_bytes == 4, TSR_ERR_ARG,
               "element_bytes = %zu, must be 2 or 4", element_bytes);
     TSR_TRY(check_cuts(cuts, comm->size));
     count_to_all(comm, (size_t)(cuts[comm->rank + 1] - cuts[comm->rank]) * element_bytes);
+    return TSR_OK;
+}
+
+tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
+{
+    TSR_TRY(begin_reduce_scatter(comm, cuts));
+    return comm->ops->reduce_scatter_f32(comm, values, cuts);
+}
+
+tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
+                                     const int64_t *cuts)
+{
+    TSR_TRY(begin_all_gather_parts(comm, element_bytes, cuts));
     return comm->ops->all_gather_parts(comm, values, element_bytes, cuts);
+}
+
+/* ---- device memory -------------------------------------------------------------------------- */
+
+bool tsr_comm_takes_device_memory(const tsr_comm *comm)
+{
+    return comm->takes_device_memory;
+}
+
+static tsr_status check_takes_device_memory(const tsr_comm *comm)
+{
+    TSR_CHECK(comm->takes_device_memory, TSR_ERR_UNSUPPORTED,
+              "the %s communicator of %d ranks takes no device memory: copy it to the host",
+              comm->ops->name, comm->size);
+    return TSR_OK;
+}
+
+tsr_status tsr_comm_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64_t *cuts,
+                                          tsr_stream *stream)
+{
+    TSR_TRY(check_takes_device_memory(comm));
+    TSR_TRY(begin_reduce_scatter(comm, cuts));
+    return comm->ops->reduce_scatter_f32_on(comm, values, cuts, stream);
+}
+
+tsr_status tsr_comm_all_gather_parts_on(tsr_comm *comm, void *values, size_t element_bytes,
+                                        const int64_t *cuts, tsr_stream *stream)
+{
+    TSR_TRY(check_takes_device_memory(comm));
+    TSR_TRY(begin_all_gather_parts(comm, element_bytes, cuts));
+    return comm->ops->all_gather_parts_on(comm, values, element_bytes, cuts, stream);
+}
+
+tsr_status tsr_comm_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,
+                                 tsr_stream *stream)
+{
+    TSR_TRY(check_takes_device_memory(comm));
+    TSR_TRY(begin_broadcast(comm, bytes, root));
+    return bytes == 0 ? TSR_OK : comm->ops->broadcast_on(comm, buffer, bytes, root, stream);
+}
+
+tsr_status tsr_comm_stream_wait(tsr_comm *comm, tsr_stream *stream)
+{
+    if (!comm->takes_device_memory) {
+        return tsr_stream_wait(stream);
+    }
+    TSR_TRY(check_alive(comm));
+    return comm->ops->stream_wait(comm, stream);
 }

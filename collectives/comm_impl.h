@@ -1,7 +1,8 @@
 /* The table behind collectives.h; for collectives and its backends only.
  *
  * The front end (comm.c) validates, refuses dead communicators and counts bytes; a backend gets
- * valid arguments. Every entry is required. A backend whose transport fails sets is_dead. */
+ * valid arguments. Every entry is required but where said. A backend whose transport fails sets
+ * is_dead. */
 #ifndef TSR_COMM_IMPL_H
 #define TSR_COMM_IMPL_H
 
@@ -22,12 +23,21 @@ typedef struct tsr_comm_ops {
     tsr_status (*all_gather_parts)(tsr_comm *comm, void *values, size_t element_bytes,
                                    const int64_t *cuts);
     void (*destroy)(tsr_comm *comm);
+    /* Device memory: required where takes_device_memory is set, else never called. */
+    tsr_status (*reduce_scatter_f32_on)(tsr_comm *comm, float *values, const int64_t *cuts,
+                                        tsr_stream *stream);
+    tsr_status (*all_gather_parts_on)(tsr_comm *comm, void *values, size_t element_bytes,
+                                      const int64_t *cuts, tsr_stream *stream);
+    tsr_status (*broadcast_on)(tsr_comm *comm, void *buffer, size_t bytes, int root,
+                               tsr_stream *stream);
+    tsr_status (*stream_wait)(tsr_comm *comm, tsr_stream *stream);
 } tsr_comm_ops;
 
 struct tsr_comm { /* base of every backend's communicator */
     const tsr_comm_ops *ops;
     int rank, size, local_rank, local_size;
     double timeout_s;
+    bool takes_device_memory;
     bool is_dead;              /* a transport call failed: every later call is refused */
     const unsigned char *link; /* [P] tsr_link to each rank; the backend's memory */
     char *scratch;             /* [P, TSR_COMM_PIECE_BYTES]; the backend's; NULL if P is 1 */

@@ -79,6 +79,36 @@ static tsr_status faulty_all_gather_parts(tsr_comm *comm, void *values, size_t e
         comm, tsr_comm_all_gather_parts(((comm_faulty *)comm)->inner, values, element_bytes, cuts));
 }
 
+static tsr_status faulty_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64_t *cuts,
+                                               tsr_stream *stream)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(
+        comm, tsr_comm_reduce_scatter_f32_on(((comm_faulty *)comm)->inner, values, cuts, stream));
+}
+
+static tsr_status faulty_all_gather_parts_on(tsr_comm *comm, void *values, size_t element_bytes,
+                                             const int64_t *cuts, tsr_stream *stream)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(comm, tsr_comm_all_gather_parts_on(((comm_faulty *)comm)->inner, values,
+                                                      element_bytes, cuts, stream));
+}
+
+static tsr_status faulty_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,
+                                      tsr_stream *stream)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(
+        comm, tsr_comm_broadcast_on(((comm_faulty *)comm)->inner, buffer, bytes, root, stream));
+}
+
+static tsr_status faulty_stream_wait(tsr_comm *comm, tsr_stream *stream)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(comm, tsr_comm_stream_wait(((comm_faulty *)comm)->inner, stream));
+}
+
 static void faulty_destroy(tsr_comm *comm)
 {
     tsr_mem_free(comm);
@@ -93,6 +123,10 @@ static const tsr_comm_ops faulty_ops = {
     .reduce_scatter_f32 = faulty_reduce_scatter_f32,
     .all_gather_parts = faulty_all_gather_parts,
     .destroy = faulty_destroy,
+    .reduce_scatter_f32_on = faulty_reduce_scatter_f32_on,
+    .all_gather_parts_on = faulty_all_gather_parts_on,
+    .broadcast_on = faulty_broadcast_on,
+    .stream_wait = faulty_stream_wait,
 };
 
 tsr_status tsr_comm_create_faulty(tsr_comm *inner, const tsr_comm_fault *fault, tsr_comm **comm_out)
