@@ -79,7 +79,9 @@ static tsr_status measure(trainer *t, int steps, bool with_profile, double *ms, 
     TSR_TRY(tsr_optimizer_init(t->optimizer, (uint64_t)t->s->run.seed, t->stream));
     TSR_TRY(trainer_measure_peak(t));
     TSR_TRY(run_steps(t, WARM_UP, NULL, &last));
+    const int64_t blocks_before = tsr_mem_alloc_calls();
     TSR_TRY(run_steps(t, steps, ms, &last));
+    const int64_t blocks = tsr_mem_alloc_calls() - blocks_before;
     const double mem_bytes = last.mem_bytes;
     if (with_profile) {
         TSR_TRY(profile(t, operators));
@@ -90,13 +92,13 @@ static tsr_status measure(trainer *t, int steps, bool with_profile, double *ms, 
     const double median_ms = bench_median(ms, steps);
     const double rate = 1e3 * (double)last.tokens / median_ms;
     json_t *rest = json_pack(
-        "{s:f,s:f,s:f,s:f,s:f,s:s,s:s,s:s,s:i,s:i,s:I,s:f}", "tokens_per_s", rate, "mem_gib",
+        "{s:f,s:f,s:f,s:f,s:f,s:s,s:s,s:s,s:i,s:i,s:I,s:f,s:I}", "tokens_per_s", rate, "mem_gib",
         mem_bytes / 1073741824.0, "gflops", 1e-9 * rate * t->flops_per_token, "peak_gflops",
         1e-9 * t->peak_flops, "gemm_share", rate * t->flops_per_token / t->peak_flops, "device",
         tsr_device_name(t->device), "compute", tsr_dtype_name(t->dtype), "revision", TSR_REVISION,
         "ranks", tsr_comm_size(t->w->comm), "threads", tsr_device_threads(t->device),
         "tokens_per_step", (json_int_t)last.tokens, "expert_max_over_mean",
-        last.expert_max_over_mean);
+        last.expert_max_over_mean, "allocations", (json_int_t)blocks);
     (void)json_object_update(object, rest);
     json_decref(rest);
     tsr_log(TSR_LOG_INFO, "median %.1f ms, %.0f tokens/s, %.2f GiB", median_ms, rate,

@@ -2,9 +2,12 @@
 #include "launch/banner.h"
 #include "launch/cli.h"
 #include "launch/metrics.h"
+#include "launch/resume.h"
 #include "launch/trainer.h"
 
 #include <errno.h>
+#include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,9 +20,11 @@ typedef struct train_run {
     tsr_ckpt_writer *writer;
     metrics shown;
     char *config_text;
-    int64_t first_step; /* steps done before this start */
-    int64_t saved_step; /* newest step handed to the writer */
-    int64_t stop_at;    /* from --stop-at */
+    int64_t first_step;            /* steps done before this start */
+    int64_t saved_step;            /* newest step handed to the writer */
+    int64_t stop_at;               /* from --stop-at */
+    double loss, valid_loss;       /* newest; NaN: none */
+    char checkpoint[TSR_TEXT_MAX]; /* newest published one */
 } train_run;
 
 static const cli_option train_options[] = {
@@ -30,6 +35,7 @@ static const cli_option train_options[] = {
     {"print-config", NULL, "print the resolved run file and stop"},
     {"help-config", NULL, "print all keys of a run file and stop"},
     {"dry-run", NULL, "check files and memory, print the plan and stop"},
+    {"json", NULL, "print one JSON object on stdout at the end: step, losses, checkpoint"},
     {NULL, NULL, NULL},
 };
 
@@ -73,82 +79,6 @@ static tsr_status make_folder(const char *path)
     return TSR_OK;
 }
 
-static void report_problem(void *context, const char *text)
-{
-    (void)context;
-    tsr_log(TSR_LOG_WARN, "%s", text);
-}
-
-/* Rank 0 looks for the checkpoint to start from; path is empty for a fresh start. */
-static tsr_status choose_checkpoint(const train_run *run, const char *resume, char *path)
-{
-    const char *dir = run->s.run.dir;
-    const bool by_name =
-        resume != NULL && strcmp(resume, "latest") != 0 && strcmp(resume, "auto") != 0;
-    tsr_ckpt_info info = {0};
-    struct stat about;
-    bool found = false;
-
-    path[0] = '\0';
-    if (!by_name && stat(dir, &about) != 0 && errno == ENOENT) {
-        TSR_CHECK(resume == NULL || strcmp(resume, "latest") != 0, TSR_ERR_FORMAT,
-                  "--resume latest: %s does not exist; --resume auto starts afresh then", dir);
-        return TSR_OK;
-    }
-    if (resume == NULL) {
-        tsr_ckpt_entry *entries = NULL;
-        int count = 0, complete = 0;
-
-        TSR_TRY(tsr_ckpt_list(dir, &entries, &count));
-        for (int i = 0; i < count; ++i) {
-            complete += entries[i].has_manifest;
-        }
-        tsr_mem_free(entries);
-        TSR_CHECK(
-            complete == 0, TSR_ERR_ARG,
-            "%s holds %d checkpoint%s already: add --resume latest to continue, or choose another "
-            "run.dir",
-            dir, complete, complete == 1 ? "" : "s");
-        return TSR_OK;
-    }
-    TSR_TRY(tsr_ckpt_find(by_name ? resume : dir, report_problem, NULL, &found, &info));
-    TSR_CHECK(found || strcmp(resume, "auto") == 0, TSR_ERR_FORMAT,
-              "--resume %s: no checkpoint in %s; --resume auto starts afresh then", resume,
-              by_name ? resume : dir);
-    if (found) {
-        (void)snprintf(path, TSR_TEXT_MAX, "%s", info.path);
-    }
-    tsr_ckpt_info_free(&info);
-    return TSR_OK;
-}
-
-/* Shapes are checked when loading; these change the computation and do not show in shapes. */
-static tsr_status check_same_model(const settings *now, const char *then_text)
-{
-    settings then = {0};
-
-    TSR_TRY(settings_read(&then, then_text, "config of the checkpoint", NULL, 0));
-#define SAME(field, format, type)                                                                  \
-    TSR_CHECK(now->model.field == then.model.field, TSR_ERR_ARG,                                   \
-              "model." #field " = " format " in the run file, " format " in the checkpoint",       \
-              (type)now->model.field, (type)then.model.field)
-    SAME(num_attention_heads, "%lld", long long);
-    SAME(num_key_value_heads, "%lld", long long);
-    SAME(head_dim, "%lld", long long);
-    SAME(num_experts_per_tok, "%lld", long long);
-    SAME(rope_theta, "%g", double);
-    SAME(rms_norm_eps, "%g", double);
-    SAME(scoring_func, "%d", int);
-    SAME(norm_topk_prob, "%d", int);
-    SAME(routed_scaling_factor, "%g", double);
-#undef SAME
-    if (now->run.seed != then.run.seed) {
-        tsr_log(TSR_LOG_WARN, "run.seed is %lld, the checkpoint's is %lld: the data order changes",
-                (long long)now->run.seed, (long long)then.run.seed);
-    }
-    return TSR_OK;
-}
-
 static tsr_status load_checkpoint(train_run *run, const char *path)
 {
     tsr_ckpt_info info = {0};
@@ -156,7 +86,7 @@ static tsr_status load_checkpoint(train_run *run, const char *path)
 
     tsr_status st = tsr_ckpt_open_info(path, &info);
     if (st == TSR_OK) {
-        st = check_same_model(&run->s, info.config_text);
+        st = resume_check_model(&run->s, info.config_text);
     }
     tsr_ckpt_info_free(&info);
     TSR_TRY(tsr_comm_agree(run->w->comm, st));
@@ -177,7 +107,7 @@ static tsr_status start_state(train_run *run, const char *resume)
 
     tsr_comm_set_phase("choosing a checkpoint", -1);
     if (tsr_comm_rank(comm) == 0) {
-        st = choose_checkpoint(run, resume, path);
+        st = resume_choose(run->s.run.dir, resume, path);
     }
     TSR_TRY(tsr_comm_agree(comm, st));
     TSR_TRY(tsr_comm_broadcast(comm, path, sizeof path, 0));
@@ -211,9 +141,10 @@ static tsr_status open_run_folder(train_run *run)
 
 /* ---- checkpoints on the way ------------------------------------------------------------------ */
 
-static void report_save(const tsr_ckpt_result *result)
+static void report_save(train_run *run, const tsr_ckpt_result *result)
 {
     if (result->ended) {
+        (void)snprintf(run->checkpoint, sizeof run->checkpoint, "%s", result->path);
         tsr_log(TSR_LOG_INFO,
                 "checkpoint step %lld: durable after %.1f s, %.1f MiB, digest %016llx, %s",
                 (long long)result->step, result->seconds, (double)result->bytes / 1048576.0,
@@ -241,7 +172,7 @@ static tsr_status finish_save(train_run *run)
 
     tsr_comm_set_phase("finishing a checkpoint", run->t.step);
     TSR_TRY(tsr_ckpt_finish(run->writer, &result));
-    report_save(&result);
+    report_save(run, &result);
     return TSR_OK;
 }
 
@@ -256,7 +187,7 @@ static tsr_status progress_save(train_run *run, const step_result *step)
         tsr_log(TSR_LOG_ERROR, "checkpoint was not saved: %s", tsr_error_message());
         return TSR_OK;
     }
-    report_save(&result);
+    report_save(run, &result);
     return st;
 }
 
@@ -271,6 +202,7 @@ static tsr_status validate(train_run *run)
         return TSR_OK;
     }
     TSR_TRY(trainer_validate(&run->t, run->valid_data, run->s.train.valid_tokens, &loss, &tokens));
+    run->valid_loss = loss;
     metrics_validation(&run->shown, run->t.step, loss, tokens);
     return TSR_OK;
 }
@@ -292,6 +224,7 @@ static tsr_status loop(train_run *run)
         step_result result;
 
         TSR_TRY(trainer_step(&run->t, next_sample, run, &flags, &result));
+        run->loss = result.loss;
         metrics_step(&run->shown, run->t.step, &result);
         TSR_TRY(progress_save(run, &result));
         stopped = result.stop_wanted > 0;
@@ -354,11 +287,30 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
 
         (void)snprintf(why, sizeof why, "%s", tsr_error_message());
         if (tsr_ckpt_finish(run->writer, &result) == TSR_OK) {
-            report_save(&result);
+            report_save(run, &result);
         }
         return TSR_FAIL(st, "%s", why);
     }
     return st;
+}
+
+static void print_json(const train_run *run)
+{
+    json_t *object = json_pack("{s:I,s:I,s:s}", "step", (json_int_t)run->t.step, "tokens",
+                               (json_int_t)run->t.tokens_seen, "run_dir", run->s.run.dir);
+
+    if (!isnan(run->loss)) {
+        (void)json_object_set_new(object, "loss", json_real(run->loss));
+    }
+    if (!isnan(run->valid_loss)) {
+        (void)json_object_set_new(object, "valid_loss", json_real(run->valid_loss));
+    }
+    if (run->checkpoint[0] != '\0') {
+        (void)json_object_set_new(object, "checkpoint", json_string(run->checkpoint));
+    }
+    (void)json_dumpf(object, stdout, JSON_REAL_PRECISION(9));
+    (void)fputc('\n', stdout);
+    json_decref(object);
 }
 
 static void close_run(train_run *run)
@@ -377,7 +329,7 @@ static int run_train(const cli_values *values, world *w)
     const char *resume = cli_get(&cli_train, values, "resume");
     const bool is_dry = cli_get(&cli_train, values, "dry-run") != NULL;
 
-    run = (train_run){.w = w};
+    run = (train_run){.w = w, .loss = NAN, .valid_loss = NAN};
     if (cli_get(&cli_train, values, "help-config") != NULL) {
         settings_tables(&run.s);
         tsr_config_help(stdout, run.s.tables, SETTINGS_TABLES);
@@ -401,6 +353,9 @@ static int run_train(const cli_values *values, world *w)
     }
     if (st == TSR_OK) {
         st = train(&run, resume, is_dry);
+    }
+    if (st == TSR_OK && w->json && tsr_comm_rank(w->comm) == 0) {
+        print_json(&run);
     }
     const int code = st == TSR_OK ? EXIT_DONE : world_fail(w, st);
     close_run(&run);

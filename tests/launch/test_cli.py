@@ -118,10 +118,18 @@ def json_is_alone_on_stdout():
         train(folder, 0, "--set", "train.steps=2")
         for words in (["eval", "run", "--data", "valid.txt"], ["ckpt", "ls", "run"], ["ckpt", "show", "run"],
                       ["ckpt", "verify", "run"], ["generate", "run", "--prompt", "the", "--max-new", "9"],
-                      ["bench", "step", "run.ini", "--steps", "2"], ["doctor"]):
+                      ["bench", "step", "run.ini", "--steps", "2"], ["doctor"],
+                      ["train", "run.ini", "--resume", "latest", "--set", "train.steps=3"]):
             done = run(folder, 0, *words, "--json")
             check(done.returncode == 0, f"{words}: {done.stderr}")
             check(isinstance(json.loads(done.stdout), dict), done.stdout)
+
+
+def steps_allocate_nothing():
+    with Folder() as folder:
+        for ranks in (0, 2):
+            done = run(folder, ranks, "bench", "step", "run.ini", "--steps", "5", "--json")
+            check(json.loads(done.stdout)["allocations"] == 0, done.stdout)
 
 
 def generation_repeats():
@@ -142,6 +150,6 @@ def program_starts_quickly_without_mpi():
 
 TESTS = [help_names_everything, version_names_libraries, usage_errors, run_file_errors_come_all_at_once,
          resolved_configuration_reads_back, dry_run_plans_and_leaves_nothing, lone_copies_are_refused,
-         existing_checkpoints_are_not_overwritten, json_is_alone_on_stdout, generation_repeats,
+         existing_checkpoints_are_not_overwritten, json_is_alone_on_stdout, steps_allocate_nothing, generation_repeats,
          program_starts_quickly_without_mpi]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
