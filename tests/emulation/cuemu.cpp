@@ -435,7 +435,8 @@ cudaError_t run_launch(const void *arg)
     return cudaSuccess;
 }
 
-/* A kernel that is given the host's own memory would fault on a GPU: find such arguments. */
+/* A kernel that is given the host's own memory would fault on a GPU: find such arguments. A word that
+ * begins with 0 or 1 may be a bool and its padding, where anything may be left: it is passed over. */
 bool has_host_pointer(const unsigned char *args, size_t bytes)
 {
     for (size_t i = sizeof(void *); i + sizeof(void *) <= bytes; i += sizeof(void *)) {
@@ -443,8 +444,8 @@ bool has_host_pointer(const unsigned char *args, size_t bytes)
         unsigned char present;
 
         std::memcpy(&word, args + i, sizeof word); /* the word before is the kernel's own address */
-        if (word < 1u << 20 || word >> 47 != 0 || fake_is_arena((void *)word) ||
-            fake_is_pinned((void *)word, 1)) {
+        if (word < 1u << 20 || word >> 47 != 0 || (word & 0xff) <= 1 ||
+            fake_is_arena((void *)word) || fake_is_pinned((void *)word, 1)) {
             continue;
         }
         if (mincore((void *)(word & ~(uintptr_t)(PAGE - 1)), PAGE, &present) == 0) {
