@@ -30,8 +30,8 @@ namespace cuemu
 {
 struct box {
     char *to;
-    const tsr_tensor_map *map;
-    int64_t at[3]; /* column, row, matrix */
+    tsr_tensor_map map; /* a copy: a thread's own parameters end with it */
+    int64_t at[3];      /* column, row, matrix */
     tsr_mbarrier *barrier;
 };
 
@@ -73,7 +73,7 @@ inline void end_phase(tsr_mbarrier *barrier)
 
 inline void land(const box &b)
 {
-    const tsr_tensor_map &map = *b.map;
+    const tsr_tensor_map &map = b.map;
 
     for (int64_t row = 0; row < map.box_rows; ++row) {
         for (int64_t column = 0; column < TSR_BOX_COLUMNS; ++column) {
@@ -237,7 +237,7 @@ inline void tsr_mbarrier_wait(tsr_mbarrier *barrier, unsigned parity)
 inline void tsr_copy_box(void *to, const tsr_tensor_map *map, int64_t matrix, int64_t row,
                          int64_t column, tsr_mbarrier *barrier)
 {
-    const cuemu::box b = {(char *)to, map, {column, row, matrix}, barrier};
+    const cuemu::box b = {(char *)to, *map, {column, row, matrix}, barrier};
 
     if ((uintptr_t)to % 1024 != 0) {
         cuemu::stop("a box does not begin where its swizzle does");
