@@ -2,6 +2,7 @@
 #ifndef TSR_RUNTIME_CPU_IMPL_H
 #define TSR_RUNTIME_CPU_IMPL_H
 
+#include "runtime/cpu/simd/gemm_f32.h"
 #include "runtime/device_impl.h"
 
 typedef struct tsr_gemm_cache
@@ -10,7 +11,8 @@ typedef struct tsr_gemm_cache
 typedef struct tsr_cpu_device {
     tsr_device base;
     tsr_gemm_cache *gemms;
-    void *scratch; /* for kernels that need some: grown by the *_reserve calls only */
+    tsr_gemm_f32 *gemm_f32; /* NULL: oneDNN is best on this instruction set */
+    void *scratch;          /* for kernels that need some: grown by the *_reserve calls only */
     size_t scratch_bytes;
 } tsr_cpu_device;
 
@@ -36,7 +38,7 @@ tsr_status tsr_cpu_copy(tsr_device *, void *to, const void *from, size_t bytes, 
                         tsr_stream *);
 tsr_status tsr_cpu_zero(tsr_device *, void *block, size_t bytes, tsr_stream *);
 
-/* matrix products by oneDNN, for every instruction set */
+/* matrix products, for every instruction set: by gemm_f32 where there is one, or by oneDNN */
 tsr_status tsr_cpu_gemm(tsr_device *, const tsr_gemm_args *, tsr_stream *);
 tsr_status tsr_cpu_gemm_reserve(tsr_device *, const tsr_gemm_args *);
 tsr_status tsr_cpu_grouped_gemm(tsr_device *, const tsr_grouped_gemm_args *, tsr_stream *);

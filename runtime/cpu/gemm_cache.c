@@ -209,18 +209,10 @@ out:
     return st;
 }
 
-static tsr_status grow_scratch(tsr_gemm_cache *cache, const tsr_matmul *matmul)
+static tsr_status grow_scratch(tsr_gemm_cache *cache, size_t need)
 {
-    size_t need = matmul->scratch_bytes;
     void *larger = NULL;
 
-    if (matmul->is_widened) {
-        need += (widened_floats(&matmul->shape) * sizeof(float) + 63) / 64 * 64;
-    }
-    if ((matmul->shape.flags & TSR_MATMUL_SERIAL) != 0) {
-        cache->part_bytes = need > cache->part_bytes ? need : cache->part_bytes;
-        need = cache->part_bytes * (size_t)cache->threads;
-    }
     if (need <= cache->scratch_bytes) {
         return TSR_OK;
     }
@@ -229,6 +221,32 @@ static tsr_status grow_scratch(tsr_gemm_cache *cache, const tsr_matmul *matmul)
     cache->scratch = larger;
     cache->scratch_bytes = need;
     return TSR_OK;
+}
+
+tsr_status tsr_gemm_cache_reserve_parts(tsr_gemm_cache *cache, size_t bytes)
+{
+    const size_t need = bytes > cache->part_bytes ? (bytes + 63) / 64 * 64 : cache->part_bytes;
+
+    TSR_TRY(grow_scratch(cache, need * (size_t)cache->threads));
+    cache->part_bytes = need;
+    return TSR_OK;
+}
+
+void *tsr_gemm_cache_part(const tsr_gemm_cache *cache, int thread)
+{
+    return cache->scratch + (size_t)thread * cache->part_bytes;
+}
+
+static tsr_status reserve_scratch(tsr_gemm_cache *cache, const tsr_matmul *matmul)
+{
+    size_t need = matmul->scratch_bytes;
+
+    if (matmul->is_widened) {
+        need += (widened_floats(&matmul->shape) * sizeof(float) + 63) / 64 * 64;
+    }
+    return (matmul->shape.flags & TSR_MATMUL_SERIAL) != 0
+               ? tsr_gemm_cache_reserve_parts(cache, need)
+               : grow_scratch(cache, need);
 }
 
 static tsr_status make_matmul(tsr_gemm_cache *cache, const tsr_matmul_shape *shape,
@@ -248,7 +266,7 @@ static tsr_status make_matmul(tsr_gemm_cache *cache, const tsr_matmul_shape *sha
     st = fill_matmul(cache, matmul);
     omp_set_num_threads(cache->threads);
     if (st == TSR_OK) {
-        st = grow_scratch(cache, matmul);
+        st = reserve_scratch(cache, matmul);
     }
     if (st != TSR_OK) {
         destroy_matmul(matmul);
@@ -371,8 +389,7 @@ static dnnl_status_t execute_widened(const tsr_matmul *matmul, dnnl_stream_t str
 int tsr_matmul_run(const tsr_gemm_cache *cache, const tsr_matmul *matmul, int thread, const void *a,
                    const void *b, void *c)
 {
-    void *const handles[ROLES] = {(void *)a, (void *)b, c,
-                                  cache->scratch + (size_t)thread * cache->part_bytes};
+    void *const handles[ROLES] = {(void *)a, (void *)b, c, tsr_gemm_cache_part(cache, thread)};
     const memory_set *memory = &matmul->memory[matmul->sets == 1 ? 0 : thread];
 
     return (int)(matmul->is_widened ? execute_widened : execute)(matmul, cache->streams[thread],

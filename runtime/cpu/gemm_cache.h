@@ -45,6 +45,11 @@ TSR_NODISCARD tsr_status tsr_matmul_status(int dnnl_status);
 /** Array of at least `bytes` for the caller's plan of one call; kept, grown when too small. */
 TSR_NODISCARD tsr_status tsr_gemm_cache_plan(tsr_gemm_cache *cache, size_t bytes, void **out);
 
+/** Make each thread's part of the scratch, aligned to 64 bytes, at least this large. The parts are
+ *  those of the serial products: in use by one at a time. */
+TSR_NODISCARD tsr_status tsr_gemm_cache_reserve_parts(tsr_gemm_cache *cache, size_t bytes);
+void *tsr_gemm_cache_part(const tsr_gemm_cache *cache, int thread);
+
 /** Products made so far. */
 int64_t tsr_gemm_cache_created(const tsr_gemm_cache *cache);
 

@@ -5,7 +5,7 @@
 
 /* Most rows of an expert multiplied at once. Larger ones gain nothing; each multiple of ROW_ALIGN
  * up to it is a primitive made in advance. */
-enum { PIECE_ROWS = 512, LEAST_PIECE_ROWS = 64, SLICE_ALIGN = 64 };
+enum { PIECE_ROWS = 512, LEAST_PIECE_ROWS = 64, SLICE_ALIGN = 64, LEAST_OWN = 64 };
 
 static tsr_gemm_cache *cache_of(tsr_device *device)
 {
@@ -29,8 +29,67 @@ static tsr_matmul_shape dense_shape(const tsr_gemm_args *args)
     };
 }
 
+/* ---- dense products by gemm_f32: tiles of c, taken by the threads one by one ------------------- */
+
+static tsr_gemm_f32 *gemm_f32_of(const tsr_device *device)
+{
+    return ((const tsr_cpu_device *)device)->gemm_f32;
+}
+
+/* Whether gemm_f32 does this one. Not a question of m: a row must not depend on how many there are. */
+static bool is_own(const tsr_device *device, const tsr_gemm_args *args)
+{
+    return gemm_f32_of(device) != NULL && args->dtype == TSR_F32 && args->n >= LEAST_OWN &&
+           args->k >= LEAST_OWN;
+}
+
+static tsr_gemm_f32_args dense_own(const tsr_gemm_args *args)
+{
+    const tsr_gemm_side a = {args->a, args->trans_a ? 1 : args->lda, args->trans_a ? args->lda : 1};
+    const tsr_gemm_side b = {args->b, args->trans_b ? args->ldb : 1, args->trans_b ? 1 : args->ldb};
+    const bool is_low = args->m < args->n && args->m <= TSR_GEMM_F32_COLUMNS;
+
+    return is_low
+               ? (tsr_gemm_f32_args){b,       a,       args->c,          1,    args->ldc, args->n,
+                                     args->m, args->k, args->accumulate, false}
+               : (tsr_gemm_f32_args){a,       b,       args->c, args->ldc,        1,
+                                     args->m, args->n, args->k, args->accumulate, false};
+}
+
+static int64_t round_up(int64_t value, int64_t unit)
+{
+    return (value + unit - 1) / unit * unit;
+}
+
+static void run_own(tsr_device *device, const tsr_gemm_args *args)
+{
+    const tsr_gemm_f32_args whole = dense_own(args);
+    const tsr_gemm_cache *cache = cache_of(device);
+    const int64_t across = (whole.n + TSR_GEMM_F32_COLUMNS - 1) / TSR_GEMM_F32_COLUMNS;
+    const int64_t down = ((int64_t)2 * device->threads + across - 1) / across;
+    const int64_t rows = round_up((whole.m + down - 1) / down, TSR_GEMM_F32_ROWS);
+    const int64_t columns = round_up((whole.n + across - 1) / across, 32);
+
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(device->threads)
+    for (int64_t j = 0; j < whole.n; j += columns) {
+        for (int64_t i = 0; i < whole.m; i += rows) {
+            tsr_gemm_f32_args part = whole;
+
+            part.a.at += i * part.a.outer;
+            part.b.at += j * part.b.outer;
+            part.c += i * part.c_outer_a + j * part.c_outer_b;
+            part.m = rows < whole.m - i ? rows : whole.m - i;
+            part.n = columns < whole.n - j ? columns : whole.n - j;
+            gemm_f32_of(device)(&part, tsr_gemm_cache_part(cache, omp_get_thread_num()));
+        }
+    }
+}
+
 tsr_status tsr_cpu_gemm_reserve(tsr_device *device, const tsr_gemm_args *args)
 {
+    if (is_own(device, args)) {
+        return tsr_gemm_cache_reserve_parts(cache_of(device), tsr_gemm_f32_scratch_bytes());
+    }
     const tsr_matmul_shape shape = dense_shape(args);
     const tsr_matmul *matmul = NULL;
 
@@ -43,6 +102,11 @@ tsr_status tsr_cpu_gemm(tsr_device *device, const tsr_gemm_args *args, tsr_strea
     const tsr_matmul *matmul = NULL;
 
     (void)stream;
+    if (is_own(device, args)) {
+        TSR_TRY(tsr_cpu_gemm_reserve(device, args));
+        run_own(device, args);
+        return TSR_OK;
+    }
     TSR_TRY(tsr_gemm_cache_find(cache_of(device), &shape, &matmul));
     omp_set_num_threads(device->threads); /* another device may have set its own */
     return tsr_matmul_status(
@@ -64,11 +128,6 @@ typedef struct task {
     int64_t piece;        /* rows of one product */
     const tsr_matmul *first, *middle, *last;
 } task;
-
-static int64_t round_up(int64_t value, int64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
 
 /* rows cut evenly into as few pieces of at most `most` rows as possible */
 static int64_t even_piece(int64_t rows, int64_t most)
@@ -135,12 +194,21 @@ static size_t plan_bytes(const tsr_grouped_gemm_args *args, int threads)
     return (size_t)(args->experts + pieces + slices) * sizeof(task);
 }
 
+static bool is_own_group(const tsr_device *device, const tsr_grouped_gemm_args *args)
+{
+    return gemm_f32_of(device) != NULL && args->dtype == TSR_F32;
+}
+
 tsr_status tsr_cpu_grouped_gemm_reserve(tsr_device *device, const tsr_grouped_gemm_args *args)
 {
     tsr_gemm_cache *cache = cache_of(device);
     const int64_t span = slice_span(args, device->threads), rest = args->n % span;
     void *plan = NULL;
 
+    TSR_TRY(tsr_gemm_cache_plan(cache, plan_bytes(args, device->threads), &plan));
+    if (is_own_group(device, args)) {
+        return tsr_gemm_cache_reserve_parts(cache, tsr_gemm_f32_scratch_bytes());
+    }
     for (int64_t rows = TSR_ROW_ALIGN; rows <= PIECE_ROWS && rows <= args->max_rows;
          rows += TSR_ROW_ALIGN) {
         TSR_TRY(reserve_rows(cache, args, rows, args->n));
@@ -151,7 +219,7 @@ tsr_status tsr_cpu_grouped_gemm_reserve(tsr_device *device, const tsr_grouped_ge
             }
         }
     }
-    return tsr_gemm_cache_plan(cache, plan_bytes(args, device->threads), &plan);
+    return TSR_OK;
 }
 
 static tsr_status find_products(tsr_gemm_cache *cache, const tsr_grouped_gemm_args *args, task *t)
@@ -225,6 +293,49 @@ static int64_t plan_slices(const tsr_grouped_gemm_args *args, int threads, int e
     return count;
 }
 
+/* One task by gemm_f32. Tokens are the packed side: weights pass once. */
+static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, tsr_gemm_f32 *gemm_f32,
+                         float *scratch)
+{
+    const int64_t n = args->n, k = args->k;
+    const int64_t row = args->offsets[t->expert] + t->row;
+    float *x = (float *)args->x + row * k, *y = (float *)args->y + row * n;
+    float *w = (float *)args->w + (t->expert * n + t->column) * k;
+    tsr_gemm_f32_args product;
+
+    if (t->rows == 0) {
+        memset(w, 0, (size_t)(t->span * k) * sizeof *w);
+        return;
+    }
+    switch (args->pass) {
+    case TSR_GROUPED_FORWARD:
+        product = (tsr_gemm_f32_args){{w, k, 1}, {x, k, 1}, y, 1, n, n, t->rows, k, false, false};
+        break;
+    case TSR_GROUPED_DGRAD:
+        product = (tsr_gemm_f32_args){{w, 1, k}, {y, n, 1}, x, 1, k, k, t->rows, n, false, false};
+        break;
+    case TSR_GROUPED_WGRAD:
+    default:
+        y += t->column;
+        product = (tsr_gemm_f32_args){{y, 1, n}, {x, 1, k},        w,   k, 1, t->span, k,
+                                      t->rows,   args->accumulate, true};
+        break;
+    }
+    gemm_f32(&product, scratch);
+}
+
+static void run_tasks_own(tsr_device *device, const tsr_grouped_gemm_args *args, const task *tasks,
+                          int64_t count)
+{
+    const tsr_gemm_cache *cache = cache_of(device);
+
+#pragma omp parallel for schedule(dynamic, 1) num_threads(device->threads)
+    for (int64_t i = 0; i < count; ++i) {
+        run_task_own(args, &tasks[i], gemm_f32_of(device),
+                     tsr_gemm_cache_part(cache, omp_get_thread_num()));
+    }
+}
+
 static int run_rows(const tsr_gemm_cache *cache, const tsr_grouped_gemm_args *args, const task *t,
                     int thread)
 {
@@ -275,6 +386,11 @@ tsr_status tsr_cpu_grouped_gemm(tsr_device *device, const tsr_grouped_gemm_args 
     task *tasks = memory;
     for (int expert = 0; expert < args->experts; ++expert) {
         count = (is_wgrad ? plan_slices : plan_rows)(args, device->threads, expert, count, tasks);
+    }
+    if (is_own_group(device, args)) {
+        TSR_TRY(tsr_gemm_cache_reserve_parts(cache, tsr_gemm_f32_scratch_bytes()));
+        run_tasks_own(device, args, tasks, count);
+        return TSR_OK;
     }
     for (int64_t i = 0; i < count; ++i) {
         TSR_TRY(find_products(cache, args, &tasks[i]));

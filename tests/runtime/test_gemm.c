@@ -38,7 +38,8 @@ static void assert_product(tsr_dtype dtype, const void *got, const void *expecte
     }
 }
 
-/* Threads do not change a bit, as gemm_cache.h says: on AVX-512, and for more than one row. */
+/* Threads do not change a bit, as gemm_cache.h says: on AVX-512, and for more than one row. Devices
+ * come in pairs of one instruction set, with one thread and with two. */
 static void assert_same_bits(const void *got, const void *first, size_t bytes)
 {
     const int isa = dnnl_cpu_isa_avx512_core;
@@ -142,14 +143,11 @@ static void check_dense(const dense_case *d)
         }
         void *got = run_dense(d, &r);
         assert_product(d->c_dtype, got, expected, bound, d->k, count);
-        if (first == NULL) {
-            first = got;
-        } else {
-            if (d->m > 1) {
-                assert_same_bits(got, first, (size_t)count * tsr_dtype_bytes(d->c_dtype));
-            }
-            tsr_mem_free(got);
+        if (i % 2 == 1 && d->m > 1) {
+            assert_same_bits(got, first, (size_t)count * tsr_dtype_bytes(d->c_dtype));
         }
+        tsr_mem_free(first);
+        first = got;
         close_rig(&r);
     }
     close_rig(&plain);
@@ -160,8 +158,12 @@ static void check_dense(const dense_case *d)
 
 static void dense_products_match_the_twin(void **state)
 {
-    static const int64_t sizes[][3] = {{1, 1, 1},    {1, 64, 33},   {5, 3, 7},   {37, 1, 19},
-                                       {64, 96, 48}, {129, 70, 65}, {16, 8, 300}};
+    /* from the third row on: what gemm_f32 does, with edges in every direction, one to three passes
+     * over the sum, either side packed, and more columns than are packed at once */
+    static const int64_t sizes[][3] = {{1, 1, 1},      {1, 64, 33},   {5, 3, 7},     {37, 1, 19},
+                                       {64, 96, 48},   {16, 8, 300},  {129, 70, 65}, {14, 64, 64},
+                                       {15, 65, 527},  {1, 97, 513},  {300, 64, 64}, {43, 290, 71},
+                                       {29, 81, 1030}, {270, 65, 530}};
 
     (void)state;
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s) {
@@ -365,12 +367,11 @@ static void check_group(const group_case *g)
         }
         void *got = run_group(g, &r);
         assert_product(type, got, expected, bound, k, count);
-        if (first == NULL) {
-            first = got;
-        } else {
+        if (i % 2 == 1) {
             assert_same_bits(got, first, (size_t)count * tsr_dtype_bytes(type));
-            tsr_mem_free(got);
         }
+        tsr_mem_free(first);
+        first = got;
         close_rig(&r);
     }
     close_rig(&plain);
@@ -382,12 +383,13 @@ static void check_group(const group_case *g)
 static void expert_products_match_the_twin(void **state)
 {
     static const int64_t even[] = {32, 32, 32}, uneven[] = {0, 176, 16, 0, 48};
-    static const int64_t hot[] = {0, 1040, 16}, none[] = {0, 0};
+    static const int64_t hot[] = {0, 1040, 16}, none[] = {0, 0}, one[] = {16, 560};
     static const struct {
         int experts;
         const int64_t *rows;
         int64_t n, k;
-    } sizes[] = {{3, even, 40, 24}, {5, uneven, 96, 33}, {3, hot, 150, 20}, {2, none, 8, 4}};
+    } sizes[] = {{3, even, 40, 24}, {5, uneven, 96, 33}, {3, hot, 150, 20}, {2, none, 8, 4},
+                 {2, one, 1, 1},    {2, one, 15, 530},   {2, one, 1056, 32}};
 
     (void)state;
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s) {
@@ -415,6 +417,11 @@ static int64_t products_made(const rig *r)
     return tsr_gemm_cache_created(((const tsr_cpu_device *)r->device)->gemms);
 }
 
+static bool has_own_kernel(const rig *r)
+{
+    return ((const tsr_cpu_device *)r->device)->gemm_f32 != NULL;
+}
+
 /* After the reserve of 0 .. max_rows rows no split of any number of them makes a primitive or takes
  * memory, on any number of threads. */
 static void reserved_experts_make_nothing(void **state)
@@ -423,14 +430,16 @@ static void reserved_experts_make_nothing(void **state)
 
     (void)state;
     for (int threads = 1; threads <= 3; ++threads) {
-        for (int pass = 0; pass < 4; ++pass) {
+        for (int variant = 0; variant < 8; ++variant) {
+            const int pass = variant % 4;
             int64_t rows[EXPERTS] = {MAX_ROWS, 0, 0};
             const group_case g = {.experts = EXPERTS,
                                   .rows = rows,
                                   .n = 130,
                                   .k = 8,
                                   .pass = pass == 3 ? TSR_GROUPED_WGRAD : (tsr_grouped_pass)pass,
-                                  .accumulate = pass == 3};
+                                  .accumulate = pass == 3,
+                                  .dtype = variant < 4 ? TSR_F32 : TSR_BF16};
             group_memory m;
             rig r;
 
@@ -445,7 +454,7 @@ static void reserved_experts_make_nothing(void **state)
                 m.offsets[3] = total;
                 assert_ok(tsr_op_grouped_gemm(r.device, &args, r.stream));
             }
-            assert_true(made > 0);
+            assert_true(made > 0 || (g.dtype == TSR_F32 && has_own_kernel(&r)));
             assert_int_equal(products_made(&r), made);
             assert_int_equal(tsr_mem_alloc_calls(), taken);
             close_rig(&r);

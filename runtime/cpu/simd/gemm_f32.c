@@ -1,0 +1,229 @@
+#include "runtime/cpu/simd/gemm_f32.h"
+
+#include "runtime/cpu/simd/gemm_tile.h"
+
+/* Steps of a sum in one pass: a strip of them is 28 KiB, about the first-level cache. Floats of b
+ * packed at once: 512 KiB, half of a second-level cache. Sums that wait for the next pass: 1 MiB. */
+enum { MOST_STEPS = 512, MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
+enum { LINE = 64, LINE_FLOATS = 16 };
+
+/* Packing writes whole vectors and, where it transposes, whole blocks of 16 steps: beyond the end. */
+enum { STRIP_FLOATS = MOST_STEPS * STRIP + VEC_N, PANEL_FLOATS = MOST_PACKED + PANEL * VEC_N };
+
+size_t tsr_gemm_f32_scratch_bytes(void)
+{
+    return ((size_t)PANEL_FLOATS + 2 * STRIP_FLOATS + MOST_SUMS) * sizeof(float);
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* `whole` cut into as few equal parts of at most `most` as possible, rounded up to `unit` */
+static int64_t even_part(int64_t whole, int64_t most, int64_t unit)
+{
+    const int64_t parts = (whole + most - 1) / most;
+
+    return ((whole + parts - 1) / parts + unit - 1) / unit * unit;
+}
+
+/* Rows far apart are not foreseen by the processor. */
+enum { ROWS_AHEAD = 16 };
+
+/* out[r][0 .. 15] = side(0 .. count - 1, r), zero behind, with rows of out `width` apart: ascending,
+ * because a row may overwrite the end of the one before. */
+VEC_INLINE void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, int64_t width,
+                           float *out)
+{
+    if (side->along != 1) {
+        for (int64_t r = 0; r < steps; ++r) {
+            __builtin_prefetch(side->at + (r + ROWS_AHEAD) * side->along);
+            vec_store(out + r * width, load_lanes(side->at + r * side->along, first_lanes(count)));
+        }
+        return;
+    }
+    for (int64_t r = 0; r < steps; r += VEC_N) {
+        const __mmask16 lanes = first_lanes(steps - r);
+        vec block[VEC_N];
+
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC_N; ++i) {
+            block[i] = load_lanes(side->at + i * side->outer + r, i < count ? lanes : 0);
+        }
+        transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC_N; ++i) {
+            vec_store(out + (r + i) * width, block[i]);
+        }
+    }
+}
+
+static tsr_gemm_side from(const tsr_gemm_side *side, int64_t i, int64_t r)
+{
+    return (tsr_gemm_side){side->at + i * side->outer + r * side->along, side->outer, side->along};
+}
+
+static void pack_strip(const tsr_gemm_side *a, int64_t rows, int64_t steps, float *out)
+{
+    pack_lanes(a, least(rows, STRIP), steps, STRIP, out);
+}
+
+static void pack_panels(const tsr_gemm_side *b, int64_t columns, int64_t steps, float *out)
+{
+    for (int64_t j = 0; j < columns; j += VEC_N) {
+        const tsr_gemm_side lanes = from(b, j, 0);
+        float *panel = out + j / PANEL * PANEL * steps + j % PANEL;
+
+        pack_lanes(&lanes, columns - j, steps, PANEL, panel);
+    }
+}
+
+/* Strip a of p, of which `rows` are left, spread over the tiles of the strip before. */
+static next_strip approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *a, int64_t rows,
+                              float *to)
+{
+    const int64_t tiles = (p->n + PANEL - 1) / PANEL;
+    const int64_t times = tiles * ((p->k + APPROACH_STEPS - 1) / APPROACH_STEPS);
+    next_strip next = {.at = a->at};
+
+    if (a->along == 1) {
+        next.step = LINE_FLOATS;
+        next.columns = (p->k + LINE_FLOATS - 1) / LINE_FLOATS;
+        next.row_step = a->outer;
+        next.at_once = (least(rows, STRIP) * next.columns + times - 1) / times;
+    } else {
+        next.step = a->along;
+        next.to = to;
+        next.left = p->k;
+        next.lanes = first_lanes(least(rows, STRIP));
+        next.at_once = (p->k + times - 1) / times;
+    }
+    return next;
+}
+
+/* The lines of c that a tile will be put into. */
+static void expect_tile(const tsr_gemm_f32_args *p, const float *c, int64_t rows, int64_t columns)
+{
+    if (p->c_outer_b != 1) {
+        for (int64_t j = 0; j < least(columns, PANEL); ++j) {
+            __builtin_prefetch(c + j * p->c_outer_b + STRIP - 1, 1);
+        }
+    } else if (p->accumulate || !p->is_far) {
+        for (int64_t i = 0; i < least(rows, STRIP); ++i) {
+            __builtin_prefetch(c + i * p->c_outer_a, 1);
+            __builtin_prefetch(c + i * p->c_outer_a + VEC_N, 1);
+        }
+    }
+}
+
+static void put_rows(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, float *c, int64_t rows,
+                     int64_t columns, bool add)
+{
+    const bool is_far = p->is_far && !add && columns >= PANEL && p->c_outer_a % LINE_FLOATS == 0 &&
+                        (uintptr_t)c % LINE == 0;
+
+    for (int64_t i = 0; i < least(rows, STRIP); ++i) {
+        for (int64_t j = 0; j < least(columns, PANEL); j += VEC_N) {
+            float *to = c + i * p->c_outer_a + j;
+            const vec v = vec_load(tile[i] + j);
+            const __mmask16 lanes = first_lanes(columns - j);
+
+            if (is_far) {
+                store_past_caches(to, v);
+            } else {
+                store_lanes(to, add ? load_lanes(to, lanes) + v : v, lanes);
+            }
+        }
+    }
+}
+
+static void put_columns(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, float *c,
+                        int64_t rows, int64_t columns, bool add)
+{
+    const __mmask16 lanes = first_lanes(least(rows, STRIP));
+
+    for (int64_t j = 0; j < least(columns, PANEL); j += VEC_N) {
+        vec block[VEC_N] = {0};
+
+#pragma GCC unroll 14
+        for (int i = 0; i < STRIP; ++i) {
+            block[i] = vec_load(tile[i] + j);
+        }
+        transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC_N; ++i) {
+            float *to = c + (j + i) * p->c_outer_b;
+            const __mmask16 kept = i < columns - j ? lanes : 0;
+
+            store_lanes(to, add ? load_lanes(to, kept) + block[i] : block[i], kept);
+        }
+    }
+}
+
+/* One pass over all strips of a, with the panels of its steps: sums start, go on or end in tiles. */
+static void multiply_panels(const tsr_gemm_f32_args *p, const float *panels, float *strips,
+                            float (*tiles)[STRIP][PANEL], bool is_first, bool is_last)
+{
+    const int64_t across = (p->n + PANEL - 1) / PANEL;
+
+    for (int64_t i = 0; i < p->m; i += STRIP) {
+        float *strip = strips + i / STRIP % 2 * STRIP_FLOATS;
+        float *other = strips + (i / STRIP + 1) % 2 * STRIP_FLOATS;
+        const tsr_gemm_side now = from(&p->a, i, 0), later = from(&p->a, i + STRIP, 0);
+        next_strip next = {0};
+
+        if (i == 0 || now.along == 1) {
+            pack_strip(&now, p->m - i, p->k, strip);
+        }
+        if (i + STRIP < p->m) {
+            next = approach_of(p, &later, p->m - i - STRIP, other);
+        }
+        for (int64_t j = 0; j < p->n; j += PANEL) {
+            float(*tile)[PANEL] =
+                is_first && is_last ? *tiles : tiles[i / STRIP * across + j / PANEL];
+
+            float *c = p->c + i * p->c_outer_a + j * p->c_outer_b;
+
+            if (is_last) {
+                expect_tile(p, c, p->m - i, p->n - j);
+            }
+            if (p->n - j > VEC_N) {
+                multiply_tile(strip, panels + j * p->k, p->k, 2, is_first, &next, tile);
+            } else {
+                multiply_tile(strip, panels + j * p->k, p->k, 1, is_first, &next, tile);
+            }
+            if (is_last) {
+                (p->c_outer_b == 1 ? put_rows : put_columns)(tile, p, c, p->m - i, p->n - j,
+                                                             p->accumulate);
+            }
+        }
+    }
+}
+
+void tsr_avx512_gemm_f32(const tsr_gemm_f32_args *args, float *scratch)
+{
+    const int64_t steps = even_part(args->k, MOST_STEPS, LINE_FLOATS);
+    const int64_t columns = even_part(args->n, MOST_PACKED / steps / PANEL * PANEL, PANEL);
+    const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / STRIP * STRIP;
+    float *panels = scratch, *strips = panels + PANEL_FLOATS;
+    float(*tiles)[STRIP][PANEL] = (float(*)[STRIP][PANEL])(void *)(strips + 2 * STRIP_FLOATS);
+
+    for (int64_t j = 0; j < args->n; j += columns) {
+        for (int64_t i = 0; i < args->m; i += rows) {
+            for (int64_t r = 0; r < args->k; r += steps) {
+                tsr_gemm_f32_args part = *args;
+
+                part.m = least(rows, args->m - i);
+                part.n = least(columns, args->n - j);
+                part.k = least(steps, args->k - r);
+                part.a = from(&args->a, i, r);
+                part.b = from(&args->b, j, r);
+                part.c += i * args->c_outer_a + j * args->c_outer_b;
+                pack_panels(&part.b, part.n, part.k, panels);
+                multiply_panels(&part, panels, strips, tiles, r == 0, r + steps >= args->k);
+            }
+        }
+    }
+    finish_far_stores();
+}
