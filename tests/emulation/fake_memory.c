@@ -12,9 +12,10 @@
 
 enum {
     PAGE = 4096,
-    ALIGN = 256,      /* what cudaMalloc() promises */
-    UNDEFINED = 0xff, /* fresh memory is NaN */
-    AROUND = 0xa5     /* the rest of a block's pages */
+    ALIGN = 256,          /* what cudaMalloc() promises */
+    UNDEFINED = 0xff,     /* fresh memory is NaN */
+    FILLED_MAX = 1 << 20, /* but not that of larger blocks: pages never touched cost nothing */
+    AROUND = 0xa5         /* the rest of a block's pages */
 };
 static const size_t arena_bytes = (size_t)1 << 40;   /* addresses only */
 static const size_t device_bytes = (size_t)16 << 30; /* what the emulated GPU has */
@@ -102,7 +103,7 @@ cudaError_t fake_guarded(cudaError_t (*run)(const void *), const void *arg)
         is_guarded = 1;
         code = run(arg);
         is_guarded = 0;
-        if (code != cudaSuccess) {
+        if (code != cudaSuccess && code != cudaErrorNotReady) {
             (void)fake_set_fault(code, NULL); /* run has said why */
         }
     } else {
@@ -228,6 +229,7 @@ static cudaError_t reserve(void)
         if (at == MAP_FAILED) {
             return cudaErrorMemoryAllocation;
         }
+        (void)madvise(at, arena_bytes, MADV_HUGEPAGE); /* large blocks open and close faster */
         m.arena = at;
         m.next = m.arena;
     }
@@ -248,8 +250,11 @@ static cudaError_t take_block(void **at_out, size_t bytes)
     if (mprotect(b.pages, page_bytes, PROT_READ | PROT_WRITE) != 0) {
         return cudaErrorMemoryAllocation;
     }
-    memset(b.pages, AROUND, page_bytes);
-    memset(b.at, UNDEFINED, bytes);
+    memset(b.pages, AROUND, (size_t)(b.at - b.pages));
+    memset(b.at + bytes, AROUND, (size_t)(b.pages + page_bytes - (b.at + bytes)));
+    if (bytes <= FILLED_MAX) {
+        memset(b.at, UNDEFINED, bytes);
+    }
     if (m.open == 0) {
         (void)mprotect(b.pages, page_bytes, PROT_NONE);
     }

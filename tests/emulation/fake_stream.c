@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 enum { STREAM_MAGIC = 0x5712ea, EVENT_MAGIC = 0xe7e27 };
@@ -73,18 +74,19 @@ static entry *entry_append(cudaStream_t stream, size_t arg_bytes)
 
 /* ---- running ---------------------------------------------------------------------------------- */
 
-static void run_until(cudaStream_t stream, const ticket *target);
-
-/* The first entry of a stream, after all that it waits for. */
+/* The first entry of a stream, or of the one that it waits for. One that is not ready stays: it waits
+ * for something outside, and is run again. */
 static void step(cudaStream_t stream)
 {
     entry *const e = stream->first;
 
     if (e->wait != NULL && !e->wait->is_done) {
-        run_until(e->wait->stream, e->wait);
+        step(e->wait->stream);
+        return;
     }
-    if (fake_fault() == cudaSuccess && e->run != NULL) {
-        (void)fake_guarded(e->run, e->arg);
+    if (fake_fault() == cudaSuccess && e->run != NULL &&
+        fake_guarded(e->run, e->arg) == cudaErrorNotReady) {
+        return;
     }
     if (e->record != NULL) {
         struct timespec now;
@@ -428,10 +430,21 @@ static cudaError_t run_copy(const void *arg)
 
 static cudaError_t run_fill(const void *arg)
 {
+    enum { PAGE = 4096, BY_PAGES = 64 * PAGE };
     const copy_work *const work = arg;
+    char *const from = work->to, *const to = from + work->bytes;
 
-    memset(work->to, work->value, work->bytes);
-    return cudaSuccess;
+    if (work->value != 0 || work->bytes < BY_PAGES) {
+        memset(from, work->value, work->bytes);
+        return cudaSuccess;
+    }
+    /* whole pages are given back, which makes them zero and all later changes of access cheap */
+    char *const first = from + (PAGE - (uintptr_t)from % PAGE) % PAGE;
+    char *const last = to - (uintptr_t)to % PAGE;
+    memset(from, 0, (size_t)(first - from));
+    memset(last, 0, (size_t)(to - last));
+    return madvise(first, (size_t)(last - first), MADV_DONTNEED) == 0 ? cudaSuccess
+                                                                      : cudaErrorUnknown;
 }
 
 static bool is_copy_valid(const void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)
