@@ -4,11 +4,13 @@
 
 /* Steps of a sum in one pass: a strip of them is 28 KiB, about the first-level cache. Floats of b
  * packed at once: 512 KiB, half of a second-level cache. Sums that wait for the next pass: 1 MiB. */
-enum { MOST_STEPS = 512, MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
-enum { LINE = 64, LINE_FLOATS = 16 };
+enum { MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
 
-/* Packing writes whole vectors and, where it transposes, whole blocks of 16 steps: beyond the end. */
-enum { STRIP_FLOATS = MOST_STEPS * STRIP + VEC_N, PANEL_FLOATS = MOST_PACKED + PANEL * VEC_N };
+/* Copies write whole vectors and whole blocks of 16 steps: beyond the end. */
+enum {
+    STRIP_FLOATS = STRIP * (MOST_STEPS + LINE_FLOATS),
+    PANEL_FLOATS = MOST_PACKED + PANEL * VEC_N
+};
 
 size_t tsr_gemm_f32_scratch_bytes(void)
 {
@@ -31,15 +33,13 @@ static int64_t even_part(int64_t whole, int64_t most, int64_t unit)
 /* Rows far apart are not foreseen by the processor. */
 enum { ROWS_AHEAD = 16 };
 
-/* out[r][0 .. 15] = side(0 .. count - 1, r), zero behind, with rows of out `width` apart: ascending,
- * because a row may overwrite the end of the one before. */
-VEC_INLINE void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, int64_t width,
-                           float *out)
+/* out[r][0 .. 15] = side(0 .. count - 1, r), zero behind, in half the width of a panel. */
+static void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, float *out)
 {
     if (side->along != 1) {
         for (int64_t r = 0; r < steps; ++r) {
             __builtin_prefetch(side->at + (r + ROWS_AHEAD) * side->along);
-            vec_store(out + r * width, load_lanes(side->at + r * side->along, first_lanes(count)));
+            vec_store(out + r * PANEL, load_lanes(side->at + r * side->along, first_lanes(count)));
         }
         return;
     }
@@ -54,7 +54,7 @@ VEC_INLINE void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t ste
         transpose(block);
 #pragma GCC unroll 16
         for (int i = 0; i < VEC_N; ++i) {
-            vec_store(out + (r + i) * width, block[i]);
+            vec_store(out + (r + i) * PANEL, block[i]);
         }
     }
 }
@@ -64,41 +64,45 @@ static tsr_gemm_side from(const tsr_gemm_side *side, int64_t i, int64_t r)
     return (tsr_gemm_side){side->at + i * side->outer + r * side->along, side->outer, side->along};
 }
 
-static void pack_strip(const tsr_gemm_side *a, int64_t rows, int64_t steps, float *out)
-{
-    pack_lanes(a, least(rows, STRIP), steps, STRIP, out);
-}
-
 static void pack_panels(const tsr_gemm_side *b, int64_t columns, int64_t steps, float *out)
 {
     for (int64_t j = 0; j < columns; j += VEC_N) {
         const tsr_gemm_side lanes = from(b, j, 0);
         float *panel = out + j / PANEL * PANEL * steps + j % PANEL;
 
-        pack_lanes(&lanes, columns - j, steps, PANEL, panel);
+        pack_lanes(&lanes, columns - j, steps, panel);
     }
 }
 
-/* Strip a of p, of which `rows` are left, spread over the tiles of the strip before. */
+/* To copy strip a of p, of which `rows` are left, while `tiles` tiles are multiplied. */
 static next_strip approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *a, int64_t rows,
-                              float *to)
+                              int64_t tiles, float *to)
 {
-    const int64_t tiles = (p->n + PANEL - 1) / PANEL;
     const int64_t times = tiles * ((p->k + APPROACH_STEPS - 1) / APPROACH_STEPS);
-    next_strip next = {.at = a->at};
+    next_strip next = {.at = a->at, .to = to};
 
+    rows = least(rows, STRIP);
     if (a->along == 1) {
-        next.step = LINE_FLOATS;
         next.columns = (p->k + LINE_FLOATS - 1) / LINE_FLOATS;
         next.row_step = a->outer;
-        next.at_once = (least(rows, STRIP) * next.columns + times - 1) / times;
+        next.to_step = along_layout.row;
+        next.last = first_lanes(p->k - (next.columns - 1) * LINE_FLOATS);
+        next.left = rows * next.columns;
     } else {
-        next.step = a->along;
-        next.to = to;
+        next.columns = 1;
+        next.row_step = a->along;
+        next.to_step = across_layout.step;
+        next.last = first_lanes(rows);
         next.left = p->k;
-        next.lanes = first_lanes(least(rows, STRIP));
-        next.at_once = (p->k + times - 1) / times;
     }
+    next.at_once = (next.left + times - 1) / times;
+    const int64_t distance = 2 * next.at_once;
+    for (int64_t i = 0; i < distance; ++i) {
+        const float *early = a->at + i / next.columns * next.row_step;
+        __builtin_prefetch(early + i % next.columns * LINE_FLOATS);
+    }
+    next.ahead = a->at + distance / next.columns * next.row_step;
+    next.ahead_column = distance % next.columns;
     return next;
 }
 
@@ -162,36 +166,36 @@ static void put_columns(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, fl
 }
 
 /* One pass over all strips of a, with the panels of its steps: sums start, go on or end in tiles. */
-static void multiply_panels(const tsr_gemm_f32_args *p, const float *panels, float *strips,
-                            float (*tiles)[STRIP][PANEL], bool is_first, bool is_last)
+VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
+                                const float *panels, float *strips, float (*tiles)[STRIP][PANEL],
+                                bool is_first, bool is_last)
 {
     const int64_t across = (p->n + PANEL - 1) / PANEL;
+    next_strip next = approach_of(p, &p->a, p->m, 1, strips);
 
+    next.at_once = next.left; /* there is nothing to do meanwhile */
+    approach(&next);
     for (int64_t i = 0; i < p->m; i += STRIP) {
-        float *strip = strips + i / STRIP % 2 * STRIP_FLOATS;
+        const float *strip = strips + i / STRIP % 2 * STRIP_FLOATS;
         float *other = strips + (i / STRIP + 1) % 2 * STRIP_FLOATS;
-        const tsr_gemm_side now = from(&p->a, i, 0), later = from(&p->a, i + STRIP, 0);
-        next_strip next = {0};
+        const tsr_gemm_side later = from(&p->a, i + STRIP, 0);
 
-        if (i == 0 || now.along == 1) {
-            pack_strip(&now, p->m - i, p->k, strip);
-        }
         if (i + STRIP < p->m) {
-            next = approach_of(p, &later, p->m - i - STRIP, other);
+            next = approach_of(p, &later, p->m - i - STRIP, across, other);
         }
         for (int64_t j = 0; j < p->n; j += PANEL) {
             float(*tile)[PANEL] =
                 is_first && is_last ? *tiles : tiles[i / STRIP * across + j / PANEL];
-
             float *c = p->c + i * p->c_outer_a + j * p->c_outer_b;
+            const float *panel = panels + j * p->k;
 
             if (is_last) {
                 expect_tile(p, c, p->m - i, p->n - j);
             }
             if (p->n - j > VEC_N) {
-                multiply_tile(strip, panels + j * p->k, p->k, 2, is_first, &next, tile);
+                multiply_tile(strip, layout, panel, p->k, 2, is_first, &next, tile);
             } else {
-                multiply_tile(strip, panels + j * p->k, p->k, 1, is_first, &next, tile);
+                multiply_tile(strip, layout, panel, p->k, 1, is_first, &next, tile);
             }
             if (is_last) {
                 (p->c_outer_b == 1 ? put_rows : put_columns)(tile, p, c, p->m - i, p->n - j,
@@ -221,7 +225,13 @@ void tsr_avx512_gemm_f32(const tsr_gemm_f32_args *args, float *scratch)
                 part.b = from(&args->b, j, r);
                 part.c += i * args->c_outer_a + j * args->c_outer_b;
                 pack_panels(&part.b, part.n, part.k, panels);
-                multiply_panels(&part, panels, strips, tiles, r == 0, r + steps >= args->k);
+                if (part.a.along == 1) {
+                    multiply_panels(&part, along_layout, panels, strips, tiles, r == 0,
+                                    r + steps >= args->k);
+                } else {
+                    multiply_panels(&part, across_layout, panels, strips, tiles, r == 0,
+                                    r + steps >= args->k);
+                }
             }
         }
     }

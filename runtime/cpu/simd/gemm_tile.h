@@ -4,6 +4,8 @@
 
 #include "runtime/cpu/simd/vec.h"
 
+#include <stdbool.h>
+
 /* 28 accumulators, two vectors of b and one of a leave one of the 32 registers over. */
 enum { STRIP = 14, PANEL = 2 * VEC_N };
 
@@ -23,46 +25,58 @@ VEC_INLINE void store_lanes(float *to, vec v, __mmask16 lanes)
     _mm512_mask_storeu_ps(to, lanes, (__m512)v);
 }
 
-/* The strip to come: brought near while this one is multiplied, a little at a time. Rows of 14 that
- * lie far apart in memory are copied too, soon after: so many fall into few sets of the caches that
- * they would not stay until they are needed. */
+/* How a strip lies in its buffer: element (i, r) at i * row + r * step. Copied as it lies in memory,
+ * never transposed; rows of long ones are padded, lest their starts share one set of the cache. */
+typedef struct strip_layout {
+    int row, step;
+} strip_layout;
+
+enum { MOST_STEPS = 512, LINE_FLOATS = 16, LINE = 64 };
+
+static const strip_layout along_layout = {MOST_STEPS + LINE_FLOATS, 1}, across_layout = {1, STRIP};
+
+/* The strip to come, copied while this one is multiplied, a little at a time. Its lines are fetched
+ * shortly before: rows of 14 far apart in memory fall into few sets of the caches and would not stay
+ * longer there. */
 typedef struct next_strip {
-    const float *at;
-    int64_t step;    /* floats from row to row, or from line to line */
-    int64_t at_once; /* this many of them */
-    float *to;       /* rows to copy, `left` of them; or NULL */
-    int64_t left;
-    __mmask16 lanes;
-    int64_t column, columns, row_step; /* lines to fetch only: of each row, and rows apart */
+    const float *at, *ahead; /* rows to copy and to fetch, */
+    float *to;
+    int64_t column, ahead_column, columns; /* in pieces of a line, */
+    int64_t row_step, to_step;
+    __mmask16 last;        /* lanes of the last piece of a row */
+    int64_t left, at_once; /* pieces */
 } next_strip;
 
 VEC_INLINE void approach(next_strip *next)
 {
-    for (int64_t i = 0; next->to == NULL && i < next->at_once; ++i) {
-        __builtin_prefetch(next->at + next->column * next->step);
-        if (++next->column == next->columns) {
+    for (int64_t i = 0; i < next->at_once && next->left > 0; ++i, --next->left) {
+        const float *ahead = next->ahead + next->ahead_column * LINE_FLOATS;
+        const int64_t at = next->column * LINE_FLOATS;
+        const bool is_last = ++next->column == next->columns;
+
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + STRIP - 1);
+        if (++next->ahead_column == next->columns) {
+            next->ahead_column = 0;
+            next->ahead += next->row_step;
+        }
+        vec_store(next->to + at, load_lanes(next->at + at, is_last ? next->last : 0xffff));
+        if (is_last) {
             next->column = 0;
             next->at += next->row_step;
+            next->to += next->to_step;
         }
-    }
-    for (int64_t i = 0; i < next->at_once && next->left > 0; ++i, --next->left) {
-        const float *later = next->at + 2 * next->at_once * next->step;
-
-        __builtin_prefetch(later);
-        __builtin_prefetch(later + STRIP - 1);
-        vec_store(next->to, load_lanes(next->at, next->lanes));
-        next->at += next->step;
-        next->to += STRIP;
     }
 }
 
 /* Steps between two approaches: far more than it takes to have so few lines under way. */
 enum { APPROACH_STEPS = 32 };
 
-/* tile[i][j] = (0 or itself) + sum over r of a[r][i] b[r][j], for the first `vectors` vectors of a
+/* tile[i][j] = (0 or itself) + sum over r of a(i, r) b[r][j], for the first `vectors` vectors of a
  * panel */
-VEC_INLINE void multiply_tile(const float *a, const float *b, int64_t steps, int vectors,
-                              bool is_first, next_strip *next, float tile[STRIP][PANEL])
+VEC_INLINE void multiply_tile(const float *a, strip_layout layout, const float *b, int64_t steps,
+                              int vectors, bool is_first, next_strip *next,
+                              float tile[STRIP][PANEL])
 {
     vec sum[STRIP][2] = {0};
 
@@ -77,11 +91,11 @@ VEC_INLINE void multiply_tile(const float *a, const float *b, int64_t steps, int
         const int64_t now = steps - done < APPROACH_STEPS ? steps - done : APPROACH_STEPS;
 
         approach(next);
-        for (int64_t r = 0; r < now; ++r, a += STRIP, b += PANEL) {
+        for (int64_t r = 0; r < now; ++r, a += layout.step, b += PANEL) {
             const vec b0 = vec_load(b), b1 = vectors == 2 ? vec_load(b + VEC_N) : b0;
 #pragma GCC unroll 14
             for (int i = 0; i < STRIP; ++i) {
-                const vec x = vec_set(a[i]);
+                const vec x = vec_set(a[i * layout.row]);
                 sum[i][0] += x * b0;
                 if (vectors == 2) {
                     sum[i][1] += x * b1;
