@@ -1,17 +1,9 @@
 #include "launch/trainer.h"
 
 #include "launch/devices.h"
+#include "launch/peak.h"
 
 #include <string.h>
-#include <time.h>
-
-static double now_s(void)
-{
-    struct timespec t;
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static tsr_stage_options stage_options(const settings *s, const tsr_param_table *table,
                                        tsr_device *device, int64_t micro_batch)
@@ -128,48 +120,12 @@ void trainer_destroy(trainer *t)
     *t = (trainer){0};
 }
 
-static tsr_status measure_own_peak(trainer *t, double *rate_out)
-{
-    enum { SIZE = 1024, ROUNDS = 4 };
-    const size_t bytes = (size_t)SIZE * SIZE * tsr_dtype_bytes(t->dtype);
-    void *memory = NULL;
-    double best = 1e30;
-
-    TSR_TRY(tsr_device_alloc(t->device, TSR_MEM_WORKSPACE, 3 * bytes, &memory));
-    const tsr_gemm_args args = {
-        .a = memory,
-        .b = (char *)memory + bytes,
-        .c = (char *)memory + 2 * bytes,
-        .m = SIZE,
-        .n = SIZE,
-        .k = SIZE,
-        .lda = SIZE,
-        .ldb = SIZE,
-        .ldc = SIZE,
-        .dtype = t->dtype,
-        .c_dtype = t->dtype,
-    };
-    tsr_status st = tsr_op_gemm_reserve(t->device, &args);
-    for (int round = 0; st == TSR_OK && round < ROUNDS; ++round) {
-        const double start = now_s();
-        st = tsr_op_gemm(t->device, &args, t->stream);
-        if (st == TSR_OK) {
-            st = tsr_stream_wait(t->stream);
-        }
-        const double took = now_s() - start;
-        best = took < best ? took : best;
-    }
-    tsr_device_free(t->device, memory);
-    *rate_out = 2.0 * SIZE * SIZE * SIZE / best;
-    return st;
-}
-
 tsr_status trainer_measure_peak(trainer *t)
 {
     double rate = 0.0;
 
     TSR_TRY(tsr_comm_barrier(t->w->comm));
-    TSR_TRY(tsr_comm_agree(t->w->comm, measure_own_peak(t, &rate)));
+    TSR_TRY(tsr_comm_agree(t->w->comm, peak_measure(t->device, t->stream, t->dtype, &rate)));
     TSR_TRY(tsr_comm_all_reduce_f64(t->w->comm, &rate, 1, TSR_REDUCE_SUM));
     t->peak_flops = rate;
     return TSR_OK;
@@ -333,7 +289,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
                         step_result *result_out)
 {
     const int64_t step = t->step + 1;
-    const double start = now_s();
+    const double start = peak_clock_s();
     tsr_stage_sums sums = {0};
     step_result result = {.lr = tsr_lr_at(&t->s->optim, step, t->s->train.steps)};
     double squares = 0.0;
@@ -366,7 +322,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     t->tokens_seen += result.tokens;
     result.tokens_seen = t->tokens_seen;
     t->data_position += t->s->train.global_batch;
-    const double seconds = now_s() - start;
+    const double seconds = peak_clock_s() - start;
     result.ms = 1e3 * seconds;
     result.tokens_per_s = (double)result.tokens / seconds;
     result.gemm_share =

@@ -435,8 +435,9 @@ cudaError_t run_launch(const void *arg)
     return cudaSuccess;
 }
 
-/* A kernel that is given the host's own memory would fault on a GPU: find such arguments. A word that
- * begins with 0 or 1 may be a bool and its padding, where anything may be left: it is passed over. */
+/* A kernel that is given the host's own memory would fault on a GPU: find such arguments. A word
+ * may also be a bool or an int with padding, where anything may be left: what begins like one is passed
+ * over. */
 bool has_host_pointer(const unsigned char *args, size_t bytes)
 {
     for (size_t i = sizeof(void *); i + sizeof(void *) <= bytes; i += sizeof(void *)) {
@@ -445,7 +446,8 @@ bool has_host_pointer(const unsigned char *args, size_t bytes)
 
         std::memcpy(&word, args + i, sizeof word); /* the word before is the kernel's own address */
         if (word < 1u << 20 || word >> 47 != 0 || (word & 0xff) <= 1 ||
-            fake_is_arena((void *)word) || fake_is_pinned((void *)word, 1)) {
+            (word & 0xffffffff) < 1u << 16 || fake_is_arena((void *)word) ||
+            fake_is_pinned((void *)word, 1)) {
             continue;
         }
         if (mincore((void *)(word & ~(uintptr_t)(PAGE - 1)), PAGE, &present) == 0) {

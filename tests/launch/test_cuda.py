@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""The whole program on the emulated GPU: the same training as on the CPU, the same checkpoints."""
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from runs import TESSERA, Folder, check, losses, main, run, train
+
+EMULATED = {"TESSERA_CUDA": "emulated"}
+GPU = ["--set", "run.device=cuda"]
+# As for other numbers of ranks (test_equivalence.py): the order of f32 sums differs, nothing else.
+ROUNDING = 2e-4
+# bf16 values round alike on both; sums in another order flip single roundings (test_equivalence.py).
+ROUNDING_BF16 = 0.02
+SHORT = ["--set", "train.steps=4"]
+
+
+def close(a, b, bound):
+    return len(a) == len(b) and all(abs(x - y) <= bound for x, y in zip(a, b))
+
+
+def same_training(bound, *extra):
+    with Folder() as on_cpu:
+        train(on_cpu, 0, *SHORT, *extra)
+        expected = losses(on_cpu)
+    for ranks in (0, 4):
+        with Folder() as on_gpu:
+            done = train(on_gpu, ranks, *SHORT, *GPU, *extra, env=EMULATED)
+            check("cuda:emulated" in done.stderr, done.stderr)
+            check(close(losses(on_gpu), expected, bound), f"{ranks} ranks: {losses(on_gpu)} {expected}")
+
+
+def f32_equals_the_cpu():
+    same_training(ROUNDING)
+
+
+def bf16_equals_the_cpu():
+    same_training(ROUNDING_BF16, "--set", "precision.compute=bf16")
+
+
+def options_equal_the_cpu():
+    same_training(ROUNDING, "--set", "model.tie_word_embeddings=true", "--set", "model.n_shared_experts=1",
+                  "--set", "model.first_k_dense_replace=1", "--set", "model.intermediate_size=40",
+                  "--set", "model.scoring_func=sigmoid", "--set", "model.router_bias_update_rate=0.001",
+                  "--set", "model.router_z_loss_coef=0.001", "--set", "train.recompute=block")
+
+
+def same_run_repeats():
+    with Folder() as first, Folder() as second:
+        train(first, 2, *SHORT, *GPU, env=EMULATED)
+        train(second, 2, *SHORT, *GPU, env=EMULATED)
+        check(losses(first) == losses(second), f"{losses(first)} {losses(second)}")
+
+
+def checkpoints_cross_devices():
+    with Folder() as straight, Folder() as crossing:
+        train(straight, 0, *SHORT)
+        train(crossing, 2, *SHORT, *GPU, "--stop-at", "1", env=EMULATED)
+        train(crossing, 3, *SHORT, "--resume", "latest", "--stop-at", "3")
+        train(crossing, 1, *SHORT, *GPU, "--resume", "latest", env=EMULATED)
+        check(close(losses(straight), losses(crossing), ROUNDING), f"{losses(straight)} {losses(crossing)}")
+        words = ["eval", "run", "--data", "valid.txt", "--json", "--device"]
+        cpu = json.loads(run(crossing, 0, *words, "cpu").stdout)["loss"]
+        gpu = json.loads(run(crossing, 0, *words, "cuda", env=EMULATED).stdout)["loss"]
+        check(abs(cpu - gpu) < 1e-5, f"{cpu} {gpu}")
+        text = [run(crossing, 0, "generate", "run", "--prompt", "of", "--temperature", "0", "--max-new", "12",
+                    "--device", device, env=EMULATED).stdout for device in ("cpu", "cuda")]
+        check(text[0] == text[1] and len(text[0]) >= 14, f"{text}")
+
+
+def missing_module_or_gpu_is_one_clear_error():
+    with Folder() as folder:
+        done = run(folder, 0, "train", "run.ini", *GPU)
+        check(done.returncode == 2 or done.returncode == 1, f"exit code {done.returncode}")
+        check(len(done.stderr.strip().splitlines()) == 1 and "cuda" in done.stderr, done.stderr)
+
+
+if not os.path.exists(os.path.join(os.path.dirname(TESSERA), "libtessera_cuda_emulated.so")):
+    print("the emulated CUDA module is not built: no CUDA toolkit headers")
+    sys.exit(77)
+TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, same_run_repeats,
+         checkpoints_cross_devices, missing_module_or_gpu_is_one_clear_error]
+main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
