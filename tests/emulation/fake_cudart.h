@@ -16,7 +16,8 @@ extern "C" {
 #endif
 
 /** Work of a library on a stream: run(arg) is called when the stream gets there, with device memory
- *  open; arg (bytes of it) is copied now. Returns what a launch would. */
+ *  open; arg (bytes of it) is copied now. Returns what a launch would. run may return
+ *  cudaErrorNotReady: it waits for another process, and is called again. */
 cudaError_t fake_enqueue(cudaStream_t stream, cudaError_t (*run)(const void *arg), const void *arg,
                          size_t bytes);
 
