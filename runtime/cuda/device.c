@@ -6,10 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    FIRST_WORKSPACE_BYTES = 32 * 1 << 20, /* what cuBLASLt wants on Hopper */
-    WORKSPACE_ALIGN = 1 << 20
-};
+enum { WORKSPACE_ALIGN = 1 << 20 };
 
 tsr_status tsr_cuda_check(cudaError_t code, const char *call, const char *file, int line)
 {
@@ -410,7 +407,6 @@ static tsr_status open_parts(tsr_cuda_device *self)
 {
     TSR_CUDA_TRY(cudaStreamCreateWithFlags(&self->own_stream, cudaStreamNonBlocking));
     TSR_CUDA_TRY(cudaEventCreateWithFlags(&self->workspace_event, cudaEventDisableTiming));
-    TSR_TRY(tsr_cuda_workspace_reserve(&self->base, FIRST_WORKSPACE_BYTES));
     TSR_TRY(tsr_cuda_gemm_open(self));
     TSR_TRY(tsr_cuda_grouped_open(self));
     return tsr_cuda_attention_open(self);

@@ -20,7 +20,11 @@ enum {
     TSR_GEMM_CANDIDATES = 8
 };
 
-#define TSR_GEMM_WORKSPACE_BYTES ((size_t)32 << 20)
+#ifdef TSR_EMULATED
+#define TSR_GEMM_WORKSPACE_BYTES ((size_t)1 << 20) /* emulated memory is fenced page by page */
+#else
+#define TSR_GEMM_WORKSPACE_BYTES ((size_t)32 << 20) /* what cuBLASLt wants on Hopper */
+#endif
 
 /* What makes two products the same plan. No padding: compared and hashed as words. */
 typedef struct tsr_gemm_shape {
