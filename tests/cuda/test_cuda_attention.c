@@ -122,10 +122,16 @@ static void run_forward(const shape *s, tensors *t, bool with_lse)
     }
 }
 
+/* What the twin wrote, on both sides. */
+static array copy_of(const array *a, size_t element)
+{
+    return make_array(on(PLAIN, a), (int64_t)(a->bytes / element), element);
+}
+
 static void run_backward(const shape *s, tensors *t)
 {
-    t->given_out = make_array(on(PLAIN, &t->out), (int64_t)t->out.bytes, 1);
-    t->given_lse = make_array(on(PLAIN, &t->lse), (int64_t)t->lse.bytes, 1);
+    t->given_out = copy_of(&t->out, tsr_dtype_bytes(s->dtype));
+    t->given_lse = copy_of(&t->lse, sizeof(float));
     for (int where = PLAIN; where < SIDES; ++where) {
         tsr_attention_args args = args_on(s, t, (side)where);
 
@@ -263,7 +269,6 @@ static void reserved_shapes_need_nothing_more(void **state)
     }
     t = take_tensors(&small);
     run_forward(&small, &t, true);
-    t.given_out = make_array(on(PLAIN, &t.out), (int64_t)t.out.bytes, 1);
     args = args_on(&small, &t, CUDA);
     const int64_t calls = tsr_mem_alloc_calls();
     assert_ok(tsr_op_attention_forward(cuda_rig[CUDA].device, &args, cuda_rig[CUDA].stream));
@@ -363,6 +368,18 @@ static void descriptors_are_checked(void **state)
     assert_int_equal(cudnnBackendDestroyDescriptor(t), CUDNN_STATUS_BAD_PARAM);
 }
 
+static void a_refused_graph_says_why(void **state)
+{
+    tsr_attention_args args = {.heads = 1, .kv_heads = 1, .head_dim = 8, .dtype = TSR_BF16};
+    tsr_attention_graph graph;
+
+    (void)state;
+    assert_int_equal(tsr_attention_graph_create(&args, 1, TSR_ATTENTION_FORWARD, NULL, &graph),
+                     TSR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(tsr_error_message(), "(q)"));
+    assert_non_null(strstr(tsr_error_message(), "a size of a tensor is not positive"));
+}
+
 /* Host memory where the device's is expected, and the other way round. */
 static void wrong_memory_is_refused(void **state)
 {
@@ -387,6 +404,7 @@ int main(void)
         cmocka_unit_test(out_needs_no_lse),
         cmocka_unit_test(large_workspaces_are_avoided),
         cmocka_unit_test(descriptors_are_checked),
+        cmocka_unit_test(a_refused_graph_says_why),
         cmocka_unit_test(wrong_memory_is_refused),
     };
 
