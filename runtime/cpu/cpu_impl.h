@@ -6,7 +6,7 @@
 #include "runtime/device_impl.h"
 
 typedef struct tsr_gemm_cache
-    tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_onednn.c */
+    tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_cache.h */
 
 typedef struct tsr_cpu_device {
     tsr_device base;

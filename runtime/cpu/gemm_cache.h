@@ -45,6 +45,22 @@ TSR_NODISCARD tsr_status tsr_matmul_status(int dnnl_status);
 /** Array of at least `bytes` for the caller's plan of one call; kept, grown when too small. */
 TSR_NODISCARD tsr_status tsr_gemm_cache_plan(tsr_gemm_cache *cache, size_t bytes, void **out);
 
+static inline tsr_gemm_cache *tsr_gemm_cache_of(const tsr_device *device)
+{
+    return ((const tsr_cpu_device *)device)->gemms;
+}
+
+/** Our own kernel of this device, or NULL. */
+static inline tsr_gemm_f32 *tsr_gemm_f32_of(const tsr_device *device)
+{
+    return ((const tsr_cpu_device *)device)->gemm_f32;
+}
+
+static inline int64_t tsr_round_up(int64_t value, int64_t unit)
+{
+    return (value + unit - 1) / unit * unit;
+}
+
 /** Make each thread's part of the scratch, aligned to 64 bytes, at least this large. The parts are
  *  those of the serial products: in use by one at a time. */
 TSR_NODISCARD tsr_status tsr_gemm_cache_reserve_parts(tsr_gemm_cache *cache, size_t bytes);

@@ -7,8 +7,9 @@ target_sources(tsr_runtime PRIVATE
   ops_route.c
   ops_vectors.c
   cpu/cpu_device.c
+  cpu/gemm.c
   cpu/gemm_cache.c
-  cpu/gemm_onednn.c
+  cpu/gemm_grouped.c
   cpu/plain/attention.c
   cpu/plain/cross_entropy.c
   cpu/plain/embedding.c

@@ -182,6 +182,37 @@ static void dense_products_match_the_twin(void **state)
     }
 }
 
+/* Whatever the number of rows, and whichever side is packed for it. */
+static void a_row_does_not_depend_on_the_others(void **state)
+{
+    enum { M = 300, N = 70, K = 530 };
+    float *a = take_random(TSR_F32, M * K, 1, 1.0f), *b = take_random(TSR_F32, N * K, 2, 1.0f);
+    float *all = take(M * N, sizeof *all), *few = take(M * N, sizeof *few);
+
+    (void)state;
+    for (int i = 0; i < RIGS; ++i) {
+        tsr_gemm_args args = {.a = a, .b = b, .c = all, .m = M, .n = N, .k = K, .lda = K, .ldb = K};
+        rig r;
+
+        if (!open_rig(i, &r)) {
+            continue;
+        }
+        args.ldc = N;
+        args.trans_b = true;
+        assert_ok(tsr_op_gemm(r.device, &args, r.stream));
+        args.c = few;
+        for (args.m = 2; args.m < M; args.m = 3 * args.m + 1) {
+            assert_ok(tsr_op_gemm(r.device, &args, r.stream));
+            assert_same_bits(few, all, (size_t)(args.m * N) * sizeof *few);
+        }
+        close_rig(&r);
+    }
+    tsr_mem_free(a);
+    tsr_mem_free(b);
+    tsr_mem_free(all);
+    tsr_mem_free(few);
+}
+
 static void empty_products(void **state)
 {
     float a[4] = {1, 1, 1, 1}, c[6] = {7, 7, 7, 7, 7, 7};
@@ -487,6 +518,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense_products_match_the_twin),
+        cmocka_unit_test(a_row_does_not_depend_on_the_others),
         cmocka_unit_test(empty_products),
         cmocka_unit_test(bad_products_are_refused),
         cmocka_unit_test(expert_products_match_the_twin),

@@ -30,15 +30,11 @@ static int64_t even_part(int64_t whole, int64_t most, int64_t unit)
     return ((whole + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
-/* Rows far apart are not foreseen by the processor. */
-enum { ROWS_AHEAD = 16 };
-
 /* out[r][0 .. 15] = side(0 .. count - 1, r), zero behind, in half the width of a panel. */
 static void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, float *out)
 {
     if (side->along != 1) {
         for (int64_t r = 0; r < steps; ++r) {
-            __builtin_prefetch(side->at + (r + ROWS_AHEAD) * side->along);
             vec_store(out + r * PANEL, load_lanes(side->at + r * side->along, first_lanes(count)));
         }
         return;
@@ -64,13 +60,18 @@ static tsr_gemm_side from(const tsr_gemm_side *side, int64_t i, int64_t r)
     return (tsr_gemm_side){side->at + i * side->outer + r * side->along, side->outer, side->along};
 }
 
+/* In the order of memory: all steps of a few columns, or all columns of a few steps. */
 static void pack_panels(const tsr_gemm_side *b, int64_t columns, int64_t steps, float *out)
 {
-    for (int64_t j = 0; j < columns; j += VEC_N) {
-        const tsr_gemm_side lanes = from(b, j, 0);
-        float *panel = out + j / PANEL * PANEL * steps + j % PANEL;
+    const int64_t deep = b->along == 1 ? steps : VEC_N;
 
-        pack_lanes(&lanes, columns - j, steps, panel);
+    for (int64_t r = 0; r < steps; r += deep) {
+        for (int64_t j = 0; j < columns; j += VEC_N) {
+            const tsr_gemm_side lanes = from(b, j, r);
+            float *panel = out + j / PANEL * PANEL * steps + j % PANEL;
+
+            pack_lanes(&lanes, columns - j, least(deep, steps - r), panel + r * PANEL);
+        }
     }
 }
 

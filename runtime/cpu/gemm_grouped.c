@@ -5,119 +5,13 @@
 
 /* Most rows of an expert multiplied at once. Larger ones gain nothing; each multiple of ROW_ALIGN
  * up to it is a primitive made in advance. */
-enum { PIECE_ROWS = 512, LEAST_PIECE_ROWS = 64, SLICE_ALIGN = 64, LEAST_OWN = 64 };
-
-static tsr_gemm_cache *cache_of(tsr_device *device)
-{
-    return ((tsr_cpu_device *)device)->gemms;
-}
-
-static tsr_matmul_shape dense_shape(const tsr_gemm_args *args)
-{
-    return (tsr_matmul_shape){
-        .m = args->m,
-        .n = args->n,
-        .k = args->k,
-        .lda = args->lda,
-        .ldb = args->ldb,
-        .ldc = args->ldc,
-        .flags = (args->trans_a ? TSR_MATMUL_TRANS_A : 0) |
-                 (args->trans_b ? TSR_MATMUL_TRANS_B : 0) |
-                 (args->accumulate ? TSR_MATMUL_ACCUMULATE : 0) |
-                 (args->dtype == TSR_BF16 ? TSR_MATMUL_BF16 : 0) |
-                 (args->c_dtype == TSR_BF16 ? TSR_MATMUL_C_BF16 : 0),
-    };
-}
-
-/* ---- dense products by gemm_f32: tiles of c, taken by the threads one by one ------------------- */
-
-static tsr_gemm_f32 *gemm_f32_of(const tsr_device *device)
-{
-    return ((const tsr_cpu_device *)device)->gemm_f32;
-}
-
-/* Whether gemm_f32 does this one. Not a question of m: a row must not depend on how many there are. */
-static bool is_own(const tsr_device *device, const tsr_gemm_args *args)
-{
-    return gemm_f32_of(device) != NULL && args->dtype == TSR_F32 && args->n >= LEAST_OWN &&
-           args->k >= LEAST_OWN;
-}
-
-static tsr_gemm_f32_args dense_own(const tsr_gemm_args *args)
-{
-    const tsr_gemm_side a = {args->a, args->trans_a ? 1 : args->lda, args->trans_a ? args->lda : 1};
-    const tsr_gemm_side b = {args->b, args->trans_b ? args->ldb : 1, args->trans_b ? 1 : args->ldb};
-    const bool is_low = args->m < args->n && args->m <= TSR_GEMM_F32_COLUMNS;
-
-    return is_low
-               ? (tsr_gemm_f32_args){b,       a,       args->c,          1,    args->ldc, args->n,
-                                     args->m, args->k, args->accumulate, false}
-               : (tsr_gemm_f32_args){a,       b,       args->c, args->ldc,        1,
-                                     args->m, args->n, args->k, args->accumulate, false};
-}
-
-static int64_t round_up(int64_t value, int64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
-static void run_own(tsr_device *device, const tsr_gemm_args *args)
-{
-    const tsr_gemm_f32_args whole = dense_own(args);
-    const tsr_gemm_cache *cache = cache_of(device);
-    const int64_t across = (whole.n + TSR_GEMM_F32_COLUMNS - 1) / TSR_GEMM_F32_COLUMNS;
-    const int64_t down = ((int64_t)2 * device->threads + across - 1) / across;
-    const int64_t rows = round_up((whole.m + down - 1) / down, TSR_GEMM_F32_ROWS);
-    const int64_t columns = round_up((whole.n + across - 1) / across, 32);
-
-#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(device->threads)
-    for (int64_t j = 0; j < whole.n; j += columns) {
-        for (int64_t i = 0; i < whole.m; i += rows) {
-            tsr_gemm_f32_args part = whole;
-
-            part.a.at += i * part.a.outer;
-            part.b.at += j * part.b.outer;
-            part.c += i * part.c_outer_a + j * part.c_outer_b;
-            part.m = rows < whole.m - i ? rows : whole.m - i;
-            part.n = columns < whole.n - j ? columns : whole.n - j;
-            gemm_f32_of(device)(&part, tsr_gemm_cache_part(cache, omp_get_thread_num()));
-        }
-    }
-}
-
-tsr_status tsr_cpu_gemm_reserve(tsr_device *device, const tsr_gemm_args *args)
-{
-    if (is_own(device, args)) {
-        return tsr_gemm_cache_reserve_parts(cache_of(device), tsr_gemm_f32_scratch_bytes());
-    }
-    const tsr_matmul_shape shape = dense_shape(args);
-    const tsr_matmul *matmul = NULL;
-
-    return tsr_gemm_cache_find(cache_of(device), &shape, &matmul);
-}
-
-tsr_status tsr_cpu_gemm(tsr_device *device, const tsr_gemm_args *args, tsr_stream *stream)
-{
-    const tsr_matmul_shape shape = dense_shape(args);
-    const tsr_matmul *matmul = NULL;
-
-    (void)stream;
-    if (is_own(device, args)) {
-        TSR_TRY(tsr_cpu_gemm_reserve(device, args));
-        run_own(device, args);
-        return TSR_OK;
-    }
-    TSR_TRY(tsr_gemm_cache_find(cache_of(device), &shape, &matmul));
-    omp_set_num_threads(device->threads); /* another device may have set its own */
-    return tsr_matmul_status(
-        tsr_matmul_run(cache_of(device), matmul, 0, args->a, args->b, args->c));
-}
+enum { PIECE_ROWS = 512, LEAST_PIECE_ROWS = 64, SLICE_ALIGN = 64 };
 
 /* ---- one product per expert -------------------------------------------------------------------
  *
  * The work is cut into tasks that threads take one by one, largest first, each running serial
- * products: no barrier between experts. An output row does not depend on how rows are cut (oneDNN
- * adds along k in one order whatever m is), so forward and dgrad may be cut to fit the threads.
+ * products: no barrier between experts. An output row does not depend on how rows are cut (gemm_f32
+ * and oneDNN add along k in one order whatever m is), so forward and dgrad may be cut to fit the threads.
  * Weight gradients add up row pieces, which therefore do not depend on the threads; an expert with
  * more than half a thread's share of all rows is cut along n instead. */
 
@@ -134,7 +28,7 @@ static int64_t even_piece(int64_t rows, int64_t most)
 {
     const int64_t pieces = (rows + most - 1) / most;
 
-    return round_up((rows + pieces - 1) / pieces, TSR_ROW_ALIGN);
+    return tsr_round_up((rows + pieces - 1) / pieces, TSR_ROW_ALIGN);
 }
 
 static tsr_matmul_shape expert_shape(const tsr_grouped_gemm_args *args, int64_t rows, int64_t span,
@@ -165,7 +59,7 @@ static tsr_matmul_shape expert_shape(const tsr_grouped_gemm_args *args, int64_t 
 /* Rows of w that one task of a sliced weight gradient computes. */
 static int64_t slice_span(const tsr_grouped_gemm_args *args, int threads)
 {
-    const int64_t even = round_up((args->n + threads - 1) / threads, SLICE_ALIGN);
+    const int64_t even = tsr_round_up((args->n + threads - 1) / threads, SLICE_ALIGN);
 
     return even < args->n ? even : args->n;
 }
@@ -196,12 +90,12 @@ static size_t plan_bytes(const tsr_grouped_gemm_args *args, int threads)
 
 static bool is_own_group(const tsr_device *device, const tsr_grouped_gemm_args *args)
 {
-    return gemm_f32_of(device) != NULL && args->dtype == TSR_F32;
+    return tsr_gemm_f32_of(device) != NULL && args->dtype == TSR_F32;
 }
 
 tsr_status tsr_cpu_grouped_gemm_reserve(tsr_device *device, const tsr_grouped_gemm_args *args)
 {
-    tsr_gemm_cache *cache = cache_of(device);
+    tsr_gemm_cache *cache = tsr_gemm_cache_of(device);
     const int64_t span = slice_span(args, device->threads), rest = args->n % span;
     void *plan = NULL;
 
@@ -259,7 +153,7 @@ static int64_t plan_rows(const tsr_grouped_gemm_args *args, int threads, int exp
 {
     const int64_t rows = args->offsets[expert + 1] - args->offsets[expert];
     const int64_t share =
-        round_up(args->offsets[args->experts] / ((int64_t)2 * threads), TSR_ROW_ALIGN);
+        tsr_round_up(args->offsets[args->experts] / ((int64_t)2 * threads), TSR_ROW_ALIGN);
     const int64_t least = share < LEAST_PIECE_ROWS ? LEAST_PIECE_ROWS : share;
     const int64_t piece = rows == 0 ? 1 : even_piece(rows, least < PIECE_ROWS ? least : PIECE_ROWS);
 
@@ -327,11 +221,11 @@ static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, tsr_g
 static void run_tasks_own(tsr_device *device, const tsr_grouped_gemm_args *args, const task *tasks,
                           int64_t count)
 {
-    const tsr_gemm_cache *cache = cache_of(device);
+    const tsr_gemm_cache *cache = tsr_gemm_cache_of(device);
 
 #pragma omp parallel for schedule(dynamic, 1) num_threads(device->threads)
     for (int64_t i = 0; i < count; ++i) {
-        run_task_own(args, &tasks[i], gemm_f32_of(device),
+        run_task_own(args, &tasks[i], tsr_gemm_f32_of(device),
                      tsr_gemm_cache_part(cache, omp_get_thread_num()));
     }
 }
@@ -375,7 +269,7 @@ static int run_slice(const tsr_gemm_cache *cache, const tsr_grouped_gemm_args *a
 tsr_status tsr_cpu_grouped_gemm(tsr_device *device, const tsr_grouped_gemm_args *args,
                                 tsr_stream *stream)
 {
-    tsr_gemm_cache *cache = cache_of(device);
+    tsr_gemm_cache *cache = tsr_gemm_cache_of(device);
     const bool is_wgrad = args->pass == TSR_GROUPED_WGRAD;
     void *memory = NULL;
     int64_t count = 0;
