@@ -54,5 +54,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
   tsr_add_simd(avx512 ${avx512})
   tsr_add_simd(avx512bf16 ${avx512} -mavx512bf16)
-  target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # AVX-512 F: one for both
+  target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # serves both
 endif()

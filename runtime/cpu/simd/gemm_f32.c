@@ -2,7 +2,7 @@
 
 #include "runtime/cpu/simd/gemm_tile.h"
 
-/* Steps of a sum in one pass: a strip of them is 28 KiB, about the first-level cache. Floats of b
+/* Steps of a sum in one pass: a strip of them is 28 KiB, about a first-level cache. Floats of b
  * packed at once: 512 KiB, half of a second-level cache. Sums that wait for the next pass: 1 MiB. */
 enum { MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
 

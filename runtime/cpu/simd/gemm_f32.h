@@ -25,8 +25,8 @@ typedef struct tsr_gemm_side {
  * c(i, j) (+)= sum over r of a(i, r) b(j, r).
  *
  * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b and every bit stays. Which side
- * is b decides the speed only: it is packed. A sum is taken in blocks of r whose bounds depend on k
- * alone, so neither m nor n nor the way they are cut changes a result.
+ * is b decides the speed only: it is packed. A sum is taken in the order of r, one fused multiply-add
+ * after the other, and then added to c: neither m nor n nor the way they are cut changes a result.
  */
 typedef struct tsr_gemm_f32_args {
     tsr_gemm_side a, b; /* [m, k], [n, k] */
@@ -43,7 +43,7 @@ typedef void tsr_gemm_f32(const tsr_gemm_f32_args *args, float *scratch);
 /** Whatever the sizes. */
 size_t tsr_gemm_f32_scratch_bytes(void);
 
-/** Needs AVX-512 (F only). */
+/** Needs what cpu:avx512 needs. */
 tsr_gemm_f32 tsr_avx512_gemm_f32;
 
 #endif
