@@ -119,9 +119,9 @@ bool tsr_comm_takes_device_memory(const tsr_comm *comm);
  *             are read before the call returns.
  * Collective: on comm. All ranks queue the same calls on all their communicators in one order:
  *             another order on one of them is a deadlock on the GPUs.
- * Errors:     TSR_ERR_UNSUPPORTED if comm takes no device memory; TSR_ERR_ARG as above; TSR_ERR_STATE
- *             if the order is checked and differs; TSR_ERR_COMM, TSR_ERR_TIMEOUT, TSR_ERR_DEVICE:
- *             comm is dead.
+ * Errors:     TSR_ERR_UNSUPPORTED if comm takes no device memory; TSR_ERR_ARG as above;
+ *             TSR_ERR_STATE if the order is checked and differs; TSR_ERR_COMM, TSR_ERR_TIMEOUT,
+ *             TSR_ERR_DEVICE: comm is dead.
  */
 TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32_on(tsr_comm *comm, float *values,
                                                         const int64_t *cuts, tsr_stream *stream);
@@ -139,9 +139,9 @@ TSR_NODISCARD tsr_status tsr_comm_broadcast_on(tsr_comm *comm, void *buffer, siz
  * Wait for stream like tsr_stream_wait(), but not longer than timeout_s from when the first of its
  * collectives got its turn; plainly on a communicator that takes no device memory.
  *
- * Errors: those of the device; TSR_ERR_TIMEOUT, naming who does not respond, or TSR_ERR_COMM: comm is
- *         dead, and what was under way on every such communicator of this process has been aborted,
- *         so that the stream comes to its end.
+ * Errors: those of the device; TSR_ERR_TIMEOUT, naming who does not respond, or TSR_ERR_COMM: comm
+ *         is dead, and what was under way on every such communicator of this process has been
+ *         aborted, so that the stream comes to its end.
  */
 TSR_NODISCARD tsr_status tsr_comm_stream_wait(tsr_comm *comm, tsr_stream *stream);
 

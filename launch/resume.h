@@ -8,8 +8,8 @@
  * Find the checkpoint that --resume means: "latest", "auto", a path, or NULL for a fresh start.
  *
  * path_out is empty for a fresh start. Local: rank 0 looks and tells the others.
- * Errors: TSR_ERR_ARG when a fresh start would meet checkpoints in dir; TSR_ERR_FORMAT when there is
- *         no (valid) one, with the reason and the remedy.
+ * Errors: TSR_ERR_ARG when a fresh start would meet checkpoints in dir; TSR_ERR_FORMAT when there
+ *         is no (valid) one, with the reason and the remedy.
  */
 TSR_NODISCARD tsr_status resume_choose(const char *dir, const char *resume,
                                        char path_out[TSR_TEXT_MAX]);

@@ -111,7 +111,8 @@ static tsr_status open_file(const char *device, const char *path, void **handle_
                     path, TRIES);
 }
 
-/* ---- the module ------------------------------------------------------------------------------- */
+/* ---- the module
+ * ------------------------------------------------------------------------------- */
 
 /* Folder of the running program. */
 static tsr_status program_folder(char folder[static PATH_MAX])
@@ -172,7 +173,8 @@ tsr_status tsr_cuda_module_open(const char *name, int threads, tsr_device **out)
     return open(index, threads, out);
 }
 
-/* ---- what was taken --------------------------------------------------------------------------- */
+/* ---- what was taken
+ * --------------------------------------------------------------------------- */
 
 typedef struct file_list {
     char *text;

@@ -9,7 +9,8 @@
 TSR_NODISCARD tsr_status tsr_cuda_module_open(const char *name, int threads, tsr_device **out);
 
 /**
- * Open a module file beside the program, in ../lib/tessera, or in the folder above (a build folder).
+ * Open a module file beside the program, in ../lib/tessera, or in the folder above (a build
+ * folder).
  *
  * Owns:   handle stays open as long as the process.
  * Errors: TSR_ERR_UNSUPPORTED, naming `option` where the file is missing, and the library where one

@@ -39,12 +39,13 @@ typedef enum tsr_copy_kind {
 TSR_NODISCARD tsr_status tsr_device_open(const char *name, int threads, tsr_device **out);
 void tsr_device_close(tsr_device **device_p);
 
-/** Folders to look for CUDA's libraries in before the usual ones: colon-separated patterns of glob().
+/** Folders to look for CUDA's libraries in before the usual ones: colon-separated patterns of
+ * glob().
  *  Errors: TSR_ERR_ARG if longer than 4095 characters. */
 TSR_NODISCARD tsr_status tsr_cuda_module_search(const char *folders);
 
-/** Paths of the modules and CUDA libraries that this process has opened, one a line, into text[size];
- *  empty if none. */
+/** Paths of the modules and CUDA libraries that this process has opened, one a line, into
+ *  text[size]; empty if none. */
 void tsr_cuda_module_files(char *text, size_t size);
 
 /** Name as opened, such as "cpu:avx512" (the alias "cpu" is resolved). Borrowed from the device. */

@@ -2,8 +2,8 @@
  *
  *   distance k = 1 .. P-1: send to rank + k, receive from rank - k (mod P)
  *
- * All sends and receives of one piece are one group, which NCCL runs at once; each received part has
- * its own place in the buffer, and they are added in the order of k: the documented one. */
+ * All sends and receives of one piece are one group, which NCCL runs at once; each received part
+ * has its own place in the buffer, and they are added in the order of k: the documented one. */
 #include "collectives/nccl/nccl_impl.h"
 
 /* FNV-1a (Fowler, Noll, Vo), by whole words */

@@ -31,13 +31,13 @@ static inline cudaStream_t nccl_stream_of(const tsr_stream *stream)
 TSR_NODISCARD tsr_status nccl_register(comm_nccl *self);
 void nccl_unregister(comm_nccl *self);
 
-/** Before a call is queued: it takes its place in the order, which is compared with the other ranks'
- *  if that is asked for; digest: of its arguments. */
+/** Before a call is queued: it takes its place in the order, which is compared with the other
+ *  ranks' if that is asked for; digest: of its arguments. */
 TSR_NODISCARD tsr_status nccl_begin(comm_nccl *self, const char *operation, uint64_t digest,
                                     tsr_stream *stream);
 
-/** After a call was queued, with the result of its last NCCL call: NCCL may go on in the background.
- *  A failure ends the communicator. */
+/** After a call was queued, with the result of its last NCCL call: NCCL may go on in the
+ *  background. A failure ends the communicator. */
 TSR_NODISCARD tsr_status nccl_finish(comm_nccl *self, ncclResult_t code, const char *operation,
                                      tsr_stream *stream);
 

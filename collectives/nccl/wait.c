@@ -198,7 +198,8 @@ tsr_status nccl_stream_wait(tsr_comm *comm, tsr_stream *stream)
     return TSR_OK;
 }
 
-/* ---- order ------------------------------------------------------------------------------------ */
+/* ---- order
+ * ------------------------------------------------------------------------------------ */
 
 typedef struct note {
     int64_t call, process_call; /* from 1: on this communicator, in this process */

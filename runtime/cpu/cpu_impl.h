@@ -5,8 +5,7 @@
 #include "runtime/cpu/simd/gemm_f32.h"
 #include "runtime/device_impl.h"
 
-typedef struct tsr_gemm_cache
-    tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_cache.h */
+typedef struct tsr_gemm_cache tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_cache.h */
 
 typedef struct tsr_cpu_device {
     tsr_device base;

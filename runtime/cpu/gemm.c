@@ -22,7 +22,8 @@ static tsr_matmul_shape dense_shape(const tsr_gemm_args *args)
     };
 }
 
-/* Whether gemm_f32 does this one. Not a question of m: a row must not depend on how many there are. */
+/* Whether gemm_f32 does this one. Not a question of m: a row must not depend on how many there
+ * are. */
 static bool is_own(const tsr_device *device, const tsr_gemm_args *args)
 {
     return tsr_gemm_f32_of(device) != NULL && args->dtype == TSR_F32 && args->n >= LEAST_OWN &&

@@ -11,9 +11,9 @@ enum { PIECE_ROWS = 512, LEAST_PIECE_ROWS = 64, SLICE_ALIGN = 64 };
  *
  * The work is cut into tasks that threads take one by one, largest first, each running serial
  * products: no barrier between experts. An output row does not depend on how rows are cut (gemm_f32
- * and oneDNN add along k in one order whatever m is), so forward and dgrad may be cut to fit the threads.
- * Weight gradients add up row pieces, which therefore do not depend on the threads; an expert with
- * more than half a thread's share of all rows is cut along n instead. */
+ * and oneDNN add along k in one order whatever m is), so forward and dgrad may be cut to fit the
+ * threads. Weight gradients add up row pieces, which therefore do not depend on the threads; an
+ * expert with more than half a thread's share of all rows is cut along n instead. */
 
 typedef struct task {
     int expert;

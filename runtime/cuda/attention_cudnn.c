@@ -84,7 +84,8 @@ bool tsr_cudnn_attention_takes(const tsr_attention_args *args)
     return args->dtype == TSR_BF16 && args->q_len == args->kv_len && args->q_len > 1;
 }
 
-/* ---- making a plan ---------------------------------------------------------------------------- */
+/* ---- making a plan
+ * ---------------------------------------------------------------------------- */
 
 static tsr_attention_key key_of(const tsr_attention_args *args, int64_t batch, bool is_backward)
 {
@@ -214,8 +215,9 @@ static void log_refusal(const tsr_attention_key *key)
             tsr_error_message());
 }
 
-/* Add the plan of this batch. Without one the entry says so; a batch then goes sequence by sequence,
- * so that only one sequence must have a plan, and for it the order of dq is given up at last. */
+/* Add the plan of this batch. Without one the entry says so; a batch then goes sequence by
+ * sequence, so that only one sequence must have a plan, and for it the order of dq is given up at
+ * last. */
 static tsr_status add(tsr_cuda_attention *self, const tsr_attention_args *args, int64_t batch,
                       bool is_backward)
 {
@@ -245,7 +247,8 @@ static tsr_status add(tsr_cuda_attention *self, const tsr_attention_args *args, 
     return TSR_OK;
 }
 
-/* ---- running it ------------------------------------------------------------------------------- */
+/* ---- running it
+ * ------------------------------------------------------------------------------- */
 
 /* Parts of the scratch memory of a plan: byte offsets, multiples of 256. */
 typedef struct scratch {

@@ -25,7 +25,8 @@ enum {
     TSR_UID_DK,
     TSR_UID_DV,
     TSR_UID_ROW_SUM, /* f32 [B, heads, q_len]: dout . out, scratch of the backward pass */
-    TSR_UID_DQ_SUM, /* f32 [B, heads, q_len, head_dim]: scratch of TSR_ATTENTION_BACKWARD_ANY_ORDER */
+    /* f32 [B, heads, q_len, head_dim]: scratch of TSR_ATTENTION_BACKWARD_ANY_ORDER */
+    TSR_UID_DQ_SUM,
     TSR_UID_SCALE, /* scalars, given by value */
     TSR_UID_MINUS_INF,
     TSR_UID_ONE,
@@ -33,7 +34,8 @@ enum {
 };
 
 /* cuDNN's backward pass either keeps the gradient of the scores in its workspace (2 bytes for each
- * of B * heads * q_len * kv_len), or adds to dq from many blocks in the order in which they come. */
+ * of B * heads * q_len * kv_len), or adds to dq from many blocks in the order in which they
+ * come. */
 typedef enum tsr_attention_pass {
     TSR_ATTENTION_FORWARD,
     TSR_ATTENTION_BACKWARD,

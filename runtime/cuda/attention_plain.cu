@@ -4,7 +4,8 @@
  * lie in shared memory as f32, head_dim rounded up to whole lanes with zeros. A block has 16 x 8
  * threads: thread (y, x) owns rows 2y and 2y + 1 of a tile and the columns x, x + 8, x + 16, ...
  * Bound: f32 multiply-adds, 4 (forward) and 14 (backward) a visible pair and head_dim element.
- * Source: Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691 (loop order of backward). */
+ * Source: Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691 (loop order of
+ * backward). */
 #include "runtime/cuda/kernels/kernel.cuh"
 
 enum {
@@ -93,8 +94,8 @@ __device__ inline void multiply(const float *left, const float *right, int head_
     }
 }
 
-/* sum[r][c] += sum over j of weight(2y + r, j) * tile[j][x + 8c]. weights is [TILE][TILE]; weight(i,
- * j) is its element [i][j], or [j][i] if transposed. C: columns of a thread at most. */
+/* sum[r][c] += sum over j of weight(2y + r, j) * tile[j][x + 8c]. weights is [TILE][TILE];
+ * weight(i, j) is its element [i][j], or [j][i] if transposed. C: columns of a thread at most. */
 template <int C, bool transposed>
 __device__ void accumulate(const float *weights, const float *tile, int head_dim,
                            float (&sum)[ROWS][C])

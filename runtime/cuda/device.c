@@ -355,7 +355,8 @@ static const tsr_device_ops cuda_table = {
 
 static tsr_status check_gpu(int index, const struct cudaDeviceProp *about)
 {
-    /* what the module holds code for: sm_80 runs on every 8.x, sm_90a on 9.0 only, sm_100 on 10.x */
+    /* what the module holds code for: sm_80 runs on every 8.x, sm_90a on 9.0 only, sm_100 on
+     * 10.x */
     const bool is_known =
         about->major == 8 || (about->major == 9 && about->minor == 0) || about->major == 10;
 

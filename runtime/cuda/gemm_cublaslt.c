@@ -68,7 +68,8 @@ void tsr_cuda_gemm_close(tsr_cuda_device *device)
     device->gemms = NULL;
 }
 
-/* ---- making a plan ---------------------------------------------------------------------------- */
+/* ---- making a plan
+ * ---------------------------------------------------------------------------- */
 
 /* The layout of a stored row-major [rows, columns] matrix. */
 static tsr_status make_layout(cublasLtMatrixLayout_t *out, cudaDataType_t type, int64_t rows,
@@ -183,7 +184,8 @@ err_destroy:
     return st;
 }
 
-/* ---- finding and running it ------------------------------------------------------------------- */
+/* ---- finding and running it
+ * ------------------------------------------------------------------- */
 
 static tsr_gemm_shape shape_of(const tsr_gemm_args *args, bool is_aligned)
 {

@@ -15,8 +15,8 @@ enum {
 };
 
 /* An operand's panel keeps its stored direction: 128 rows of 64 along depth (8 pieces of 16 bytes
- * each), or 64 rows of 128 along the index (16 pieces). Piece p of row r lies at p ^ (r % 8), so that
- * the 8 rows of a matrix load, and 8 neighbouring pieces of a copy, touch all banks once. */
+ * each), or 64 rows of 128 along the index (16 pieces). Piece p of row r lies at p ^ (r % 8), so
+ * that the 8 rows of a matrix load, and 8 neighbouring pieces of a copy, touch all banks once. */
 template <bool DEPTH_FIRST> __device__ __forceinline__ int place(int row, int piece)
 {
     return (row * (DEPTH_FIRST ? DEPTH : TILE) + (piece ^ (row & 7)) * 8) * 2;

@@ -1,4 +1,5 @@
-/* Grouped products of bf16 on Hopper: boxes by the tensor memory accelerator, products by warp groups.
+/* Grouped products of bf16 on Hopper: boxes by the tensor memory accelerator, products by warp
+ * groups.
  *
  * One producer thread and two warp groups of consumers share STAGES stages of shared memory:
  *   producer   wait until stage is empty | announce 48 KiB, queue the boxes of a and b | next stage

@@ -1,6 +1,6 @@
 /* Tensor core steps of sm_80 and later, one instruction each: asynchronous copies of 16 bytes into
- * shared memory, loads of 8 x 8 matrices, and the bf16 product 16 x 8 x 16. Emulated builds take the
- * same functions, with the register layouts written out, from tests/emulation/cuemu_mma.h. */
+ * shared memory, loads of 8 x 8 matrices, and the bf16 product 16 x 8 x 16. Emulated builds take
+ * the same functions, with the register layouts written out, from tests/emulation/cuemu_mma.h. */
 #ifndef TSR_RUNTIME_CUDA_MMA_SM80_H
 #define TSR_RUNTIME_CUDA_MMA_SM80_H
 

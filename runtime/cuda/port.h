@@ -60,8 +60,8 @@ static cudaError_t tsr_launch(void (*kernel)(Params...), dim3 grid, dim3 block, 
 
 #endif
 
-/* Queue kernel(args...) on a cudaStream_t and return from this function if that fails. The grid must
- * not be empty. Arguments are copied now; a kernel<a, b> needs no parentheses. */
+/* Queue kernel(args...) on a cudaStream_t and return from this function if that fails. The grid
+ * must not be empty. Arguments are copied now; a kernel<a, b> needs no parentheses. */
 #define TSR_LAUNCH(...)                                                                            \
     TSR_TRY(tsr_cuda_check(tsr_launch(__VA_ARGS__), "launch", __FILE__, __LINE__))
 

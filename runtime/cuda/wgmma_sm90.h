@@ -1,10 +1,10 @@
-/* What Hopper (sm_90a) adds, one instruction each: barriers in shared memory that count bytes, boxes
- * of a matrix copied by the tensor memory accelerator, products of a whole warp group.
+/* What Hopper (sm_90a) adds, one instruction each: barriers in shared memory that count bytes,
+ * boxes of a matrix copied by the tensor memory accelerator, products of a whole warp group.
  *
  * Everything asynchronous here goes through shared memory: a box lands with its 128-byte rows
- * swizzled (piece p of 16 bytes of row r at p ^ (r % 8), rows counted from a multiple of 1024 bytes),
- * and a descriptor tells the product where its operand lies. Emulated builds take the same functions,
- * with those layouts written out, from tests/emulation/cuemu_wgmma.h.
+ * swizzled (piece p of 16 bytes of row r at p ^ (r % 8), rows counted from a multiple of 1024
+ * bytes), and a descriptor tells the product where its operand lies. Emulated builds take the same
+ * functions, with those layouts written out, from tests/emulation/cuemu_wgmma.h.
  * Source: PTX ISA 9.0, sections 9.7.13.15 (mbarrier), 9.7.9.27 (tensor copies), 9.7.15 (wgmma). */
 #ifndef TSR_RUNTIME_CUDA_WGMMA_SM90_H
 #define TSR_RUNTIME_CUDA_WGMMA_SM90_H
@@ -13,8 +13,9 @@
 
 enum { TSR_BOX_COLUMNS = 64 /* 128 bytes of bf16: a swizzled row */ };
 
-/* An operand of tsr_wgmma() in shared memory. Groups of 8 rows of 128 bytes lie `stride` bytes apart;
- * where the rows run along the depth, 64 indices wide, the next 64 lie `leading` bytes on. */
+/* An operand of tsr_wgmma() in shared memory. Groups of 8 rows of 128 bytes lie `stride` bytes
+ * apart; where the rows run along the depth, 64 indices wide, the next 64 lie `leading` bytes
+ * on. */
 __device__ __forceinline__ uint64_t tsr_wgmma_operand(unsigned address, unsigned leading,
                                                       unsigned stride)
 {
@@ -33,7 +34,8 @@ __device__ __forceinline__ uint64_t tsr_wgmma_operand(unsigned address, unsigned
 
 enum { TSR_SM90_STAGES = 4 /* of 48 KiB, of 227 */ };
 
-/* ---- on the host ------------------------------------------------------------------------------ */
+/* ---- on the host
+ * ------------------------------------------------------------------------------ */
 
 typedef CUtensorMap tsr_tensor_map;
 
@@ -50,7 +52,8 @@ static inline tsr_status tsr_tensor_map_find_maker(void **out)
     return TSR_OK;
 }
 
-/* A map of bf16 [matrices, rows, columns] read in boxes of [1, box_rows, 64]; zero outside of it. */
+/* A map of bf16 [matrices, rows, columns] read in boxes of [1, box_rows, 64]; zero outside of
+ * it. */
 static inline tsr_status tsr_tensor_map_make(void *maker, const void *base, int64_t matrices,
                                              int64_t rows, int64_t columns, int box_rows,
                                              tsr_tensor_map *out)
@@ -69,7 +72,8 @@ static inline tsr_status tsr_tensor_map_make(void *maker, const void *base, int6
     return TSR_OK;
 }
 
-/* ---- on the GPU ------------------------------------------------------------------------------- */
+/* ---- on the GPU
+ * ------------------------------------------------------------------------------- */
 
 struct tsr_mbarrier {
     uint64_t word;
@@ -125,8 +129,8 @@ __device__ __forceinline__ void tsr_mbarrier_wait(tsr_mbarrier *barrier, unsigne
                  : "memory");
 }
 
-/* Queue the copy of the box at (matrix, row, column) to `to`; its bytes, zeros outside of the matrix
- * included, count for the barrier. */
+/* Queue the copy of the box at (matrix, row, column) to `to`; its bytes, zeros outside of the
+ * matrix included, count for the barrier. */
 __device__ __forceinline__ void tsr_copy_box(void *to, const tsr_tensor_map *map, int64_t matrix,
                                              int64_t row, int64_t column, tsr_mbarrier *barrier)
 {
@@ -168,8 +172,8 @@ __device__ __forceinline__ void tsr_wgmma_finish(float sum[128])
     asm volatile("wgmma.wait_group.sync.aligned 0;" : TSR_SUM_ALL : : "memory");
 }
 
-/* sum[64,256] += a[64,16] b[16,256] of bf16, by the 128 threads of a warp group together. An operand
- * is stored with its rows along the index (depth contiguous) unless ALONG_DEPTH.
+/* sum[64,256] += a[64,16] b[16,256] of bf16, by the 128 threads of a warp group together. An
+ * operand is stored with its rows along the index (depth contiguous) unless ALONG_DEPTH.
  * Thread t holds of row 16 (t / 32) + t % 32 / 4 + 8 h the columns 8 j + 2 (t % 4) and the next in
  * sum[4 j + 2 h] and the next, for j < 32, h < 2. */
 template <bool A_ALONG_DEPTH, bool B_ALONG_DEPTH>

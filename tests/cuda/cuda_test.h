@@ -2,8 +2,8 @@
  *
  * An array has equal contents on both sides, between guards that no operator may touch. A check
  * makes arrays, calls the operator once with on(PLAIN, array) and once with on(CUDA, array), and
- * compares. each_order() runs it with the emulated threads, blocks and streams in three orders, with
- * arrays aligned and not, and fails if the order shows in a single bit of the results. */
+ * compares. each_order() runs it with the emulated threads, blocks and streams in three orders,
+ * with arrays aligned and not, and fails if the order shows in a single bit of the results. */
 #ifndef TSR_TESTS_CUDA_TEST_H
 #define TSR_TESTS_CUDA_TEST_H
 

@@ -2,8 +2,9 @@
  * and the choice between them.
  *
  * Tolerances as in tests/runtime/test_attention.c: inputs are normal numbers, below 5. A score errs
- * by scale 25 (hd + 2) eps, a probability by this share of itself and by its sum's rounding; out is a
- * mean of numbers below 5; gradients are sums of p dout and of p (dp - d), |dp - d| some 5 sqrt(hd). */
+ * by scale 25 (hd + 2) eps, a probability by this share of itself and by its sum's rounding; out is
+ * a mean of numbers below 5; gradients are sums of p dout and of p (dp - d), |dp - d| some 5
+ * sqrt(hd). */
 #include "tests/cuda/cuda_test.h"
 
 #include "runtime/cuda/attention_cudnn.h"
@@ -222,7 +223,8 @@ static void cudnn_agrees_with_the_twin(void **state)
     each_order(cudnn_plans);
 }
 
-/* ---- plans ------------------------------------------------------------------------------------ */
+/* ---- plans
+ * ------------------------------------------------------------------------------------ */
 
 static const shape small = {3, 21, 21, 4, 2, 16, 0, TSR_BF16, TSR_ATTENTION_USE_BEST, {true, true}};
 
@@ -324,7 +326,8 @@ static void large_workspaces_are_avoided(void **state)
     close_rigs();
 }
 
-/* ---- the fake refuses what cuDNN 9.19 was seen to refuse --------------------------------------- */
+/* ---- the fake refuses what cuDNN 9.19 was seen to refuse
+ * --------------------------------------- */
 
 static cudnnStatus_t set(cudnnBackendDescriptor_t of, cudnnBackendAttributeName_t name,
                          cudnnBackendAttributeType_t type, int64_t count, const void *value)

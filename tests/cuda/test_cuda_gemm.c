@@ -1,9 +1,9 @@
-/* Matrix products on the emulated GPU against their plain twin: dense, per expert, and what the fake
- * of cuBLASLt refuses.
+/* Matrix products on the emulated GPU against their plain twin: dense, per expert, and what the
+ * fake of cuBLASLt refuses.
  *
  * Tolerance: a sum of k products in f32, in any order, is within k eps sum |a b| of the exact one
- * (Higham 2002, section 3.1, to first order); sum |a b| is the plain product of the absolute values.
- * The twin sums in f64. bf16 results are rounded once more: one step to the neighbour. */
+ * (Higham 2002, section 3.1, to first order); sum |a b| is the plain product of the absolute
+ * values. The twin sums in f64. bf16 results are rounded once more: one step to the neighbour. */
 #include "tests/runtime/op_test.h"
 
 #include "runtime/cuda/cuda_impl.h"
@@ -26,7 +26,8 @@ static rig open_emulated(void)
     return r;
 }
 
-/* ---- arrays ----------------------------------------------------------------------------------- */
+/* ---- arrays
+ * ----------------------------------------------------------------------------------- */
 
 /* A host array on the device, `shift` elements behind an aligned address. */
 typedef struct array {
@@ -94,7 +95,8 @@ static void assert_product(tsr_dtype dtype, const void *got, const void *expecte
     }
 }
 
-/* ---- dense products --------------------------------------------------------------------------- */
+/* ---- dense products
+ * --------------------------------------------------------------------------- */
 
 typedef struct dense_case {
     int64_t m, n, k, shift;
@@ -262,7 +264,8 @@ static void products_on_two_streams_share_the_workspace(void **state)
     }
 }
 
-/* ---- one product per expert ------------------------------------------------------------------- */
+/* ---- one product per expert
+ * ------------------------------------------------------------------- */
 
 enum { BEHIND = 40 /* rows between the last expert's and max_rows: never touched */ };
 
@@ -473,7 +476,8 @@ static void experts_match_the_twin_in_bf16_on_hopper(void **state)
     check_groups(TSR_BF16, 90);
 }
 
-/* ---- the fake itself -------------------------------------------------------------------------- */
+/* ---- the fake itself
+ * -------------------------------------------------------------------------- */
 
 typedef struct library {
     cublasLtHandle_t handle;
@@ -545,7 +549,8 @@ static void the_fake_refuses_what_the_library_refuses(void **state)
                      CUBLAS_STATUS_EXECUTION_FAILED);
     assert_int_equal(multiply(&l, a.device, (float *)c.device + 1, l.square, 0, 0, &r),
                      CUBLAS_STATUS_NOT_SUPPORTED);
-    /* an algorithm of another problem; rows beyond the stride; too little workspace, or elsewhere */
+    /* an algorithm of another problem; rows beyond the stride; too little workspace, or
+     * elsewhere */
     assert_int_equal(multiply(&l, a.device, c.device, wide, 0, 0, &r), CUBLAS_STATUS_NOT_SUPPORTED);
     assert_int_equal(multiply(&l, a.device, c.device, narrow, 0, 0, &r),
                      CUBLAS_STATUS_INVALID_VALUE);

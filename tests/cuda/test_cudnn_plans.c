@@ -1,6 +1,6 @@
 /* The real cuDNN on our graphs, without a GPU: it is told to be on an H100, an A100 or a B200, and
- * must find an engine for each pass. Skipped where cuDNN or a libcuda (the toolkit's stub will do) is
- * missing. What these engines compute is a matter for a GPU. */
+ * must find an engine for each pass. Skipped where cuDNN or a libcuda (the toolkit's stub will do)
+ * is missing. What these engines compute is a matter for a GPU. */
 #include "tests/support/unit_test.h"
 
 #include "runtime/cuda/attention_graph.h"

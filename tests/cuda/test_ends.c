@@ -1,5 +1,5 @@
 /* The ends of the model: embedding and cross-entropy. */
-#include "cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 
 /* ---- embedding ------------------------------------------------------------------------------ */
 

@@ -1,5 +1,5 @@
 /* Norm, rope and SwiGLU. */
-#include "cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 
 /* ---- norm ----------------------------------------------------------------------------------- */
 

@@ -1,5 +1,5 @@
 /* The way to the experts and back: routing, sorting, permutation. */
-#include "cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 
 /* ---- routing -------------------------------------------------------------------------------- */
 
@@ -290,7 +290,8 @@ static const tsr_unpermute_args *unpermute_args(side s)
     return &args;
 }
 
-/* Copies are exact. A sum of base and K numbers below 5 is rounded K times, below 5 (K + 1) each. */
+/* Copies are exact. A sum of base and K numbers below 5 is rounded K times, below 5 (K + 1)
+ * each. */
 static void check_permute(int64_t width, int top_k, tsr_dtype dtype, int options)
 {
     enum { TOKENS = 40, EXPERTS = 7 };

@@ -1,5 +1,5 @@
 /* Long vectors and the optimizer's step. */
-#include "cuda_test.h"
+#include "tests/cuda/cuda_test.h"
 
 /* below, at and above a pack, a block of threads, and a block of sums */
 static const int64_t counts[] = {0, 1, 3, 8, 2047, 2048, 4099, 16384, 16389};

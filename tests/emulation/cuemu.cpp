@@ -436,8 +436,8 @@ cudaError_t run_launch(const void *arg)
 }
 
 /* A kernel that is given the host's own memory would fault on a GPU: find such arguments. A word
- * may also be a bool or an int with padding, where anything may be left: what begins like one is passed
- * over. */
+ * may also be a bool or an int with padding, where anything may be left: what begins like one is
+ * passed over. */
 bool has_host_pointer(const unsigned char *args, size_t bytes)
 {
     for (size_t i = sizeof(void *); i + sizeof(void *) <= bytes; i += sizeof(void *)) {

@@ -2,8 +2,8 @@
  *
  * Included by runtime/cuda/port.h under TSR_EMULATED. Implements what our kernels use: barriers,
  * shuffles, votes, atomics, shared memory, vector types, bf16 (the toolkit's own header).
- * Harder than a GPU: shared memory starts as NaN and is fenced, lanes of a warp run one at a time in
- * an order that tests choose, blocks too; threads that meet at different barriers, or wait for
+ * Harder than a GPU: shared memory starts as NaN and is fenced, lanes of a warp run one at a time
+ * in an order that tests choose, blocks too; threads that meet at different barriers, or wait for
  * each other for ever, end the launch with an error. Does not do: textures, cooperative groups,
  * clusters, blocks that wait for one another. */
 #ifndef TSR_CUEMU_H
@@ -53,7 +53,8 @@ void *cuemu_dynamic_shared(void);
 typedef enum cuemu_op { CUEMU_SYNC, CUEMU_SHUFFLE, CUEMU_BALLOT, CUEMU_MATCH } cuemu_op;
 
 void cuemu_barrier(const char *file, int line);
-/** Meet the lanes of mask; the value of lane `source`, or the ballot, or the lanes with this value. */
+/** Meet the lanes of mask; the value of lane `source`, or the ballot, or the lanes with this
+ * value. */
 uint64_t cuemu_warp(cuemu_op op, unsigned mask, uint64_t value, unsigned source, const char *file,
                     int line);
 unsigned cuemu_lane(void);

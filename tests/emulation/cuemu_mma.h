@@ -1,8 +1,8 @@
 /* The functions of runtime/cuda/mma_sm80.h on the host, with the register layouts that the PTX
  * manual gives (ldmatrix, mma.m16n8k16). For blocks of one dimension.
  *
- * An asynchronous copy lands at its wait or at once, by chance: a missing wait reads old bytes, and a
- * copy into a panel that others still read spoils it. */
+ * An asynchronous copy lands at its wait or at once, by chance: a missing wait reads old bytes, and
+ * a copy into a panel that others still read spoils it. */
 #ifndef TSR_CUEMU_MMA_H
 #define TSR_CUEMU_MMA_H
 

@@ -1,8 +1,9 @@
-/* The functions of runtime/cuda/wgmma_sm90.h on the host, with the layouts that the PTX manual gives.
+/* The functions of runtime/cuda/wgmma_sm90.h on the host, with the layouts that the PTX manual
+ * gives.
  *
- * Boxes land at once or at the first wait for their barrier, by chance; products run at the wait for
- * their group, as late as the GPU may: a stage that is filled or given away too early shows as a
- * wrong result. Threads that wait for ever end the program with a message. */
+ * Boxes land at once or at the first wait for their barrier, by chance; products run at the wait
+ * for their group, as late as the GPU may: a stage that is filled or given away too early shows as
+ * a wrong result. Threads that wait for ever end the program with a message. */
 #ifndef TSR_CUEMU_WGMMA_H
 #define TSR_CUEMU_WGMMA_H
 
@@ -156,7 +157,8 @@ inline void run_products(size_t pending)
 }
 } // namespace cuemu
 
-/* ---- on the host ------------------------------------------------------------------------------ */
+/* ---- on the host
+ * ------------------------------------------------------------------------------ */
 
 static inline tsr_status tsr_tensor_map_find_maker(void **out)
 {
@@ -180,7 +182,8 @@ static inline tsr_status tsr_tensor_map_make(void *maker, const void *base, int6
     return TSR_OK;
 }
 
-/* ---- on the GPU ------------------------------------------------------------------------------- */
+/* ---- on the GPU
+ * ------------------------------------------------------------------------------- */
 
 #undef __grid_constant__
 #define __grid_constant__

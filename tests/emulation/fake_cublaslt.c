@@ -2,10 +2,10 @@
  *
  * Refuses what the library refuses: layouts that do not fit, types it does not multiply, pointers
  * less aligned than was promised, too little workspace, an algorithm found for another problem; and
- * at once, which the library does not, memory that is not the device's. Work is queued and runs when
- * the stream gets there. Of its three algorithms one keeps partial sums in the workspace, so that
- * two products that share it at once spoil each other. */
-#include "fake_cudart.h"
+ * at once, which the library does not, memory that is not the device's. Work is queued and runs
+ * when the stream gets there. Of its three algorithms one keeps partial sums in the workspace, so
+ * that two products that share it at once spoil each other. */
+#include "tests/emulation/fake_cudart.h"
 
 #include <cublasLt.h>
 #include <stdio.h>
@@ -57,7 +57,8 @@ static cublasStatus_t refuse(cublasStatus_t code, const char *why)
     return code;
 }
 
-/* ---- handle and descriptors ------------------------------------------------------------------- */
+/* ---- handle and descriptors
+ * ------------------------------------------------------------------- */
 
 const char *cublasLtGetStatusString(cublasStatus_t status)
 {
@@ -228,7 +229,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t o
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* ---- a problem -------------------------------------------------------------------------------- */
+/* ---- a problem
+ * -------------------------------------------------------------------------------- */
 
 /* D = alpha op(A) op(B) + beta C, with everything that a run needs. */
 typedef struct problem {
@@ -306,7 +308,8 @@ static bool is_even(const layout *l, uint32_t alignment)
     return (uint64_t)l->stride * element_bytes(l->type) % alignment == 0;
 }
 
-/* ---- algorithms ------------------------------------------------------------------------------- */
+/* ---- algorithms
+ * ------------------------------------------------------------------------------- */
 
 static bool can_run(const problem *p, const preference *pref, uint64_t kind, algorithm *out)
 {
@@ -364,7 +367,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     return *returned > 0 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
-/* ---- running one ------------------------------------------------------------------------------ */
+/* ---- running one
+ * ------------------------------------------------------------------------------ */
 
 static float load(const layout *l, const void *data, uint64_t row, uint64_t column)
 {

@@ -85,7 +85,8 @@ enum { RULES = sizeof rules / sizeof rules[0] };
 static fake_descriptor *alive;
 static _Thread_local char last_error[256];
 
-/* ---- handle and messages ---------------------------------------------------------------------- */
+/* ---- handle and messages
+ * ---------------------------------------------------------------------- */
 
 cudnnStatus_t fake_refuse(cudnnStatus_t code, const char *why)
 {
@@ -131,7 +132,8 @@ cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream)
     return CUDNN_STATUS_SUCCESS;
 }
 
-/* ---- descriptors ------------------------------------------------------------------------------ */
+/* ---- descriptors
+ * ------------------------------------------------------------------------------ */
 
 static bool is_alive(const void *descriptor)
 {
@@ -357,7 +359,8 @@ cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t descriptor)
     return status;
 }
 
-/* ---- plans ------------------------------------------------------------------------------------ */
+/* ---- plans
+ * ------------------------------------------------------------------------------------ */
 
 /* The fake engine's configuration keeps its graph in this attribute. */
 static cudnnStatus_t fill_configuration(fake_descriptor *engine, const fake_descriptor *graph)

@@ -62,8 +62,8 @@ typedef struct fake_program {
     int64_t workspace_bytes;
 } fake_program;
 
-/** Translate a graph; refuses double names, shapes that do not fit, virtual tensors read before they
- *  are written or written twice. */
+/** Translate a graph; refuses double names, shapes that do not fit, virtual tensors read before
+ *  they are written or written twice. */
 cudnnStatus_t fake_translate(const fake_descriptor *graph, fake_program *out);
 /** What the plan of this program needs, as the library's deterministic plans do. */
 int64_t fake_workspace_bytes(const fake_program *program);

@@ -9,7 +9,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- translation ------------------------------------------------------------------------------ */
+/* ---- translation
+ * ------------------------------------------------------------------------------ */
 
 static int tensor_at(fake_program *program, const fake_descriptor *of)
 {
@@ -174,7 +175,8 @@ cudnnStatus_t fake_translate(const fake_descriptor *graph, fake_program *out)
     return CUDNN_STATUS_SUCCESS;
 }
 
-/* ---- what the engine takes -------------------------------------------------------------------- */
+/* ---- what the engine takes
+ * -------------------------------------------------------------------- */
 
 /* The first product is that of the queries, or of their gradients: its operands tell the shape. */
 static const fake_operation *first_product(const fake_program *program)
@@ -226,7 +228,8 @@ int64_t fake_workspace_bytes(const fake_program *program)
                         : 0;
 }
 
-/* ---- interpretation --------------------------------------------------------------------------- */
+/* ---- interpretation
+ * --------------------------------------------------------------------------- */
 
 typedef struct place {
     int64_t at[FAKE_RANK];
@@ -248,7 +251,8 @@ static place place_of(const fake_tensor *t, int64_t index)
     return p;
 }
 
-/* Where t has what belongs to place p of a tensor of these sizes. Virtual tensors are packed f32. */
+/* Where t has what belongs to place p of a tensor of these sizes. Virtual tensors are packed
+ * f32. */
 static int64_t offset(const fake_tensor *t, const place *p, const int64_t *sizes)
 {
     int64_t at = 0;

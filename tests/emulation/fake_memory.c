@@ -1,6 +1,7 @@
-/* Memory of the emulated GPU. Blocks come from one reserved range of addresses, each with a page that
- * nobody may touch on either side, and no address is used twice: an access past a block, or after
- * it was freed, is a fault. The host may not touch any of it: pages are open only while work runs. */
+/* Memory of the emulated GPU. Blocks come from one reserved range of addresses, each with a page
+ * that nobody may touch on either side, and no address is used twice: an access past a block, or
+ * after it was freed, is a fault. The host may not touch any of it: pages are open only while work
+ * runs. */
 #include "tests/emulation/fake_impl.h"
 
 #include <setjmp.h>

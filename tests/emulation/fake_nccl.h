@@ -1,8 +1,9 @@
 /* Steering of the fake NCCL. Each process of the MPI world is a GPU of its own.
  *
- * A collective is a queued piece of work like any other: it runs when somebody waits for its stream,
- * and is not ready until its peers have got there too. So a rank that does not wait for its stream
- * does not take part. What hangs on GPUs for ever fails here after a deadline, with the reason. */
+ * A collective is a queued piece of work like any other: it runs when somebody waits for its
+ * stream, and is not ready until its peers have got there too. So a rank that does not wait for its
+ * stream does not take part. What hangs on GPUs for ever fails here after a deadline, with the
+ * reason. */
 #ifndef TSR_FAKE_NCCL_H
 #define TSR_FAKE_NCCL_H
 

@@ -1,6 +1,6 @@
 /* What a launch of the fake NCCL does once its stream gets there. Each call is messages, one to or
- * from each peer that it concerns; messages say which call they belong to, so that a peer that makes
- * another one is found out. A message counts as sent only when it was received. */
+ * from each peer that it concerns; messages say which call they belong to, so that a peer that
+ * makes another one is found out. A message counts as sent only when it was received. */
 #include "tests/emulation/fake_nccl_impl.h"
 
 #include <stdarg.h>

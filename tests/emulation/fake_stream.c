@@ -1,6 +1,7 @@
 /* Streams, events, copies. Nothing that is queued runs until somebody waits for it, and then either
  * nothing more than that (forward), or everything else first (reverse), or a random mixture: each
- * of them is an order that a GPU may choose, and a missing wait shows as wrong data in one of them. */
+ * of them is an order that a GPU may choose, and a missing wait shows as wrong data in one of
+ * them. */
 #include "tests/emulation/fake_impl.h"
 
 #include <stdlib.h>
@@ -72,10 +73,11 @@ static entry *entry_append(cudaStream_t stream, size_t arg_bytes)
     return made;
 }
 
-/* ---- running ---------------------------------------------------------------------------------- */
+/* ---- running
+ * ---------------------------------------------------------------------------------- */
 
-/* The first entry of a stream, or of the one that it waits for. One that is not ready stays: it waits
- * for something outside, and is run again. */
+/* The first entry of a stream, or of the one that it waits for. One that is not ready stays: it
+ * waits for something outside, and is run again. */
 static void step(cudaStream_t stream)
 {
     entry *const e = stream->first;

@@ -40,7 +40,8 @@ cudaError_t planted_race(float *y, cudaStream_t stream);
 /* Results of all warp operations, PLANTED_RESULTS a thread, one block of PLANTED_THREADS. */
 enum { PLANTED_RESULTS = 12 };
 cudaError_t planted_warp(int *out, cudaStream_t stream);
-/* counts[0] = threads of all `blocks` blocks, counts[1] = largest, [2] = smallest thread number + 1 */
+/* counts[0] = threads of all `blocks` blocks, counts[1] = largest, [2] = smallest thread number +
+ * 1 */
 cudaError_t planted_atomics(int *counts, unsigned blocks, cudaStream_t stream);
 /* sums[b] = sum of the numbers of block b's threads, by a tree through shared memory */
 cudaError_t planted_tree(int *sums, unsigned blocks, unsigned threads, cudaStream_t stream);

@@ -1,4 +1,5 @@
-/* Tests of the tests: what the emulator must do right, and every planted fault that it must find. */
+/* Tests of the tests: what the emulator must do right, and every planted fault that it must
+ * find. */
 #include "tests/emulation/fake_cudart.h"
 #include "tests/emulation/planted.h"
 #include "tests/support/unit_test.h"
@@ -406,7 +407,8 @@ static void events_are_polled_and_timed(void **state)
     assert_cuda(cudaFree(at));
 }
 
-/* ---- calls that the real runtime refuses ------------------------------------------------------ */
+/* ---- calls that the real runtime refuses
+ * ------------------------------------------------------ */
 
 static void launches_of_impossible_shape_are_refused(void **state)
 {

@@ -3,7 +3,8 @@
 #include "runtime/cpu/simd/gemm_tile.h"
 
 /* Steps of a sum in one pass: a strip of them is 28 KiB, about a first-level cache. Floats of b
- * packed at once: 512 KiB, half of a second-level cache. Sums that wait for the next pass: 1 MiB. */
+ * packed at once: 512 KiB, half of a second-level cache. Sums that wait for the next pass: 1
+ * MiB. */
 enum { MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
 
 /* Copies write whole vectors and whole blocks of 16 steps: beyond the end. */
@@ -166,7 +167,8 @@ static void put_columns(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, fl
     }
 }
 
-/* One pass over all strips of a, with the panels of its steps: sums start, go on or end in tiles. */
+/* One pass over all strips of a, with the panels of its steps: sums start, go on or end in
+ * tiles. */
 VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
                                 const float *panels, float *strips, float (*tiles)[STRIP][PANEL],
                                 bool is_first, bool is_last)

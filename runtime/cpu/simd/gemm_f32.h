@@ -1,8 +1,9 @@
 /* Product of f32 matrices by one thread, for the instruction sets with 32 registers of 16 lanes.
  *
  * Weights of an expert are read once for few tokens, so what oneDNN spends on copying them counts.
- * Here one side, meant to be the smaller, is packed into panels that stay in the second-level cache;
- * the other passes through the first level in strips, the next being fetched while one is used. */
+ * Here one side, meant to be the smaller, is packed into panels that stay in the second-level
+ * cache; the other passes through the first level in strips, the next being fetched while one is
+ * used. */
 #ifndef TSR_RUNTIME_CPU_GEMM_F32_H
 #define TSR_RUNTIME_CPU_GEMM_F32_H
 
@@ -24,9 +25,10 @@ typedef struct tsr_gemm_side {
 /**
  * c(i, j) (+)= sum over r of a(i, r) b(j, r).
  *
- * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b and every bit stays. Which side
- * is b decides the speed only: it is packed. A sum is taken in the order of r, one fused multiply-add
- * after the other, and then added to c: neither m nor n nor the way they are cut changes a result.
+ * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b and every bit stays. Which
+ * side is b decides the speed only: it is packed. A sum is taken in the order of r, one fused
+ * multiply-add after the other, and then added to c: neither m nor n nor the way they are cut
+ * changes a result.
  */
 typedef struct tsr_gemm_f32_args {
     tsr_gemm_side a, b; /* [m, k], [n, k] */

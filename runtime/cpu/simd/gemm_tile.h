@@ -25,8 +25,9 @@ VEC_INLINE void store_lanes(float *to, vec v, __mmask16 lanes)
     _mm512_mask_storeu_ps(to, lanes, (__m512)v);
 }
 
-/* How a strip lies in its buffer: element (i, r) at i * row + r * step. Copied as it lies in memory,
- * never transposed; rows of long ones are padded, lest their starts share one set of the cache. */
+/* How a strip lies in its buffer: element (i, r) at i * row + r * step. Copied as it lies in
+ * memory, never transposed; rows of long ones are padded, lest their starts share one set of the
+ * cache. */
 typedef struct strip_layout {
     int row, step;
 } strip_layout;
@@ -36,8 +37,8 @@ enum { MOST_STEPS = 512, LINE_FLOATS = 16, LINE = 64 };
 static const strip_layout along_layout = {MOST_STEPS + LINE_FLOATS, 1}, across_layout = {1, STRIP};
 
 /* The strip to come, copied while this one is multiplied, a little at a time. Its lines are fetched
- * shortly before: rows of 14 far apart in memory fall into few sets of the caches and would not stay
- * longer there. */
+ * shortly before: rows of 14 far apart in memory fall into few sets of the caches and would not
+ * stay longer there. */
 typedef struct next_strip {
     const float *at, *ahead; /* rows to copy and to fetch, */
     float *to;

@@ -1,11 +1,11 @@
 /* A stable counting sort of integer keys: same input, same order, on every run.
  *
- * Each warp owns a contiguous share of the keys. (1) Every warp counts its keys: counts[share][bin].
- * (2) For each bin these become the number of equal keys in earlier shares, and their total.
- * (3) offsets[bin] is the first row of the bin, bins padded to a multiple of `align`. (4) Every
- * warp walks its share again, 32 keys at a time: a key's row is the bin's offset, plus the equal
- * keys in earlier shares, earlier steps and lower lanes. Integer atomics in (1) only, where order
- * does not matter. */
+ * Each warp owns a contiguous share of the keys. (1) Every warp counts its keys:
+ * counts[share][bin]. (2) For each bin these become the number of equal keys in earlier shares, and
+ * their total. (3) offsets[bin] is the first row of the bin, bins padded to a multiple of `align`.
+ * (4) Every warp walks its share again, 32 keys at a time: a key's row is the bin's offset, plus
+ * the equal keys in earlier shares, earlier steps and lower lanes. Integer atomics in (1) only,
+ * where order does not matter. */
 #ifndef TSR_RUNTIME_CUDA_COUNTING_SORT_CUH
 #define TSR_RUNTIME_CUDA_COUNTING_SORT_CUH
 
@@ -131,8 +131,8 @@ __device__ __forceinline__ unsigned tsr_sort_peers(int bin, int bins, unsigned a
     return peers;
 }
 
-/* (4): a warp a share, the next row of each bin in 4 * bins bytes of shared memory; place(i, row) is
- * called once for every key i. */
+/* (4): a warp a share, the next row of each bin in 4 * bins bytes of shared memory; place(i, row)
+ * is called once for every key i. */
 template <class Place>
 static __global__ void __launch_bounds__(TSR_SORT_WARPS *TSR_WARP)
     tsr_sort_place_kernel(tsr_sort_keys keys, tsr_sort_tables tables, Place place)

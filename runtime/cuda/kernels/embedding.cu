@@ -47,7 +47,8 @@ tsr_status tsr_cuda_embedding_forward(tsr_device *device, const tsr_embedding_ar
                                   : forward<tsr_device_bf16>(args, stream);
 }
 
-/* ---- the gradient: equal tokens brought together in order, then summed by one block -------------- */
+/* ---- the gradient: equal tokens brought together in order, then summed by one block
+ * -------------- */
 
 typedef struct occurrences { /* sorted by token, then by position in the batch */
     int32_t *tokens, *positions;

@@ -77,7 +77,8 @@ static bool tsr_packable(int v, int64_t width, const Pointers *...arrays)
     return width % v == 0 && (((uintptr_t)arrays % 16 == 0) && ...);
 }
 
-/* ---- sums, in an order that depends on the number of threads only ------------------------------ */
+/* ---- sums, in an order that depends on the number of threads only
+ * ------------------------------ */
 
 template <class T> __device__ __forceinline__ T tsr_warp_sum(T value)
 {

@@ -4,8 +4,9 @@
 enum { THREADS = 256 };
 
 /* A block a token, in place: thread (x, y) turns packs of pairs x, x + blockDim.x, ... of heads y,
- * y + blockDim.y, ..., with the cosines and sines of a pack loaded once for all heads. Every element
- * is read and written once: bound by that. No shared memory, no sums. Twin: tsr_plain_rope(). */
+ * y + blockDim.y, ..., with the cosines and sines of a pack loaded once for all heads. Every
+ * element is read and written once: bound by that. No shared memory, no sums. Twin:
+ * tsr_plain_rope(). */
 template <class T, int V>
 static __global__ void __launch_bounds__(THREADS) rope_kernel(tsr_rope_args a)
 {

@@ -300,8 +300,8 @@ static __device__ __forceinline__ void weight_sums(const tsr_route_args &a, int6
     }
 }
 
-/* A warp a token, lane l experts l, l + 32, ...; sums over experts go lanes first, then the shuffle's
- * tree. Traffic 12 bytes a score, bound by that. No shared memory, no atomics.
+/* A warp a token, lane l experts l, l + 32, ...; sums over experts go lanes first, then the
+ * shuffle's tree. Traffic 12 bytes a score, bound by that. No shared memory, no atomics.
  * Twin: tsr_plain_route_backward(). */
 template <int OWN>
 static __global__ void __launch_bounds__(WARPS *TSR_WARP) backward_kernel(tsr_route_args a)
