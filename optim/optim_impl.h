@@ -25,10 +25,14 @@ struct tsr_optimizer {
     int slice_count;
     tsr_stream *copies; /* for tsr_optimizer_slices() */
     double *squares;    /* device memory [TSR_GROUPS] */
-    void *staging; /* host memory for one whole group; NULL if the device's memory is the host's */
+    void *staging;      /* host memory for one group; NULL if communicators reach the device's */
 };
 
-/* Copy the own working values to all ranks of the group, once the stream is done. Collective. */
+/* Copy the own working values to all ranks of the group, or queue that: optim_wait() waits for
+ * both. Collective. */
 TSR_NODISCARD tsr_status optim_share(tsr_optimizer *optimizer, int group, tsr_stream *stream);
+
+/* Wait for the stream, but not for ever for a peer that does not take part in what is queued. */
+TSR_NODISCARD tsr_status optim_wait(tsr_optimizer *optimizer, tsr_stream *stream);
 
 #endif

@@ -117,6 +117,14 @@ static tsr_status take_slices(tsr_optimizer *optimizer)
     return TSR_OK;
 }
 
+static bool is_staged(const tsr_optimizer *optimizer, int group)
+{
+    const tsr_comm *comm = optimizer->shards[group].comm;
+
+    return !tsr_device_is_host(optimizer->weights->device) && tsr_comm_size(comm) > 1 &&
+           !tsr_comm_takes_device_memory(comm);
+}
+
 static tsr_status take_memory(tsr_optimizer *optimizer)
 {
     tsr_device *device = optimizer->weights->device;
@@ -124,11 +132,13 @@ static tsr_status take_memory(tsr_optimizer *optimizer)
 
     for (int g = 0; g < TSR_GROUPS; ++g) {
         const int64_t length = optimizer->weights->table->group_elements[g];
-        longest = length > longest ? length : longest;
+        if (is_staged(optimizer, g) && length > longest) {
+            longest = length;
+        }
         TSR_TRY(take_shard(optimizer, g));
     }
     TSR_TRY(take(device, TSR_GROUPS, sizeof(double), (void **)&optimizer->squares));
-    if (!tsr_device_is_host(device)) {
+    if (longest > 0) {
         TSR_TRY(take_staging(device, longest, sizeof(float), &optimizer->staging));
     }
     TSR_TRY(tsr_stream_create(device, &optimizer->copies));
@@ -249,5 +259,5 @@ tsr_status tsr_optimizer_refresh(tsr_optimizer *optimizer, tsr_stream *stream)
         }
         TSR_TRY(optim_share(optimizer, g, stream));
     }
-    return TSR_OK;
+    return optim_wait(optimizer, stream);
 }

@@ -35,6 +35,16 @@ static tsr_status stage_out(tsr_optimizer *optimizer, void *buffer, int64_t begi
     return tsr_stream_wait(stream); /* the next group reuses the staging memory */
 }
 
+tsr_status optim_wait(tsr_optimizer *optimizer, tsr_stream *stream)
+{
+    for (int g = 0; g < TSR_GROUPS; ++g) {
+        if (tsr_comm_takes_device_memory(optimizer->shards[g].comm)) {
+            TSR_TRY(tsr_comm_stream_wait(optimizer->shards[g].comm, stream));
+        }
+    }
+    return tsr_stream_wait(stream);
+}
+
 tsr_status optim_share(tsr_optimizer *optimizer, int group, tsr_stream *stream)
 {
     const shard *s = &optimizer->shards[group];
@@ -43,7 +53,10 @@ tsr_status optim_share(tsr_optimizer *optimizer, int group, tsr_stream *stream)
     void *value = optimizer->weights->value[group];
 
     if (tsr_comm_size(s->comm) == 1) {
-        return tsr_stream_wait(stream);
+        return TSR_OK;
+    }
+    if (tsr_comm_takes_device_memory(s->comm)) {
+        return tsr_comm_all_gather_parts_on(s->comm, value, bytes, s->cuts, stream);
     }
     TSR_TRY(stage_in(optimizer, value, s->begin, s->end, bytes, stream));
     TSR_TRY(tsr_comm_all_gather_parts(
@@ -57,7 +70,9 @@ tsr_status tsr_optimizer_reduce(tsr_optimizer *optimizer, tsr_stream *stream)
         const shard *s = &optimizer->shards[g];
         float *gradient = optimizer->weights->gradient[g];
 
-        if (tsr_comm_size(s->comm) > 1) {
+        if (tsr_comm_size(s->comm) > 1 && tsr_comm_takes_device_memory(s->comm)) {
+            TSR_TRY(tsr_comm_reduce_scatter_f32_on(s->comm, gradient, s->cuts, stream));
+        } else if (tsr_comm_size(s->comm) > 1) {
             TSR_TRY(stage_in(optimizer, gradient, 0, s->cuts[tsr_comm_size(s->comm)],
                              sizeof *gradient, stream));
             TSR_TRY(tsr_comm_reduce_scatter_f32(
@@ -65,7 +80,7 @@ tsr_status tsr_optimizer_reduce(tsr_optimizer *optimizer, tsr_stream *stream)
             TSR_TRY(stage_out(optimizer, gradient, s->begin, s->end, sizeof *gradient, stream));
         }
     }
-    return TSR_OK;
+    return optim_wait(optimizer, stream);
 }
 
 tsr_status tsr_optimizer_grad_squares(tsr_optimizer *optimizer, tsr_stream *stream,
@@ -141,5 +156,5 @@ tsr_status tsr_optimizer_step(tsr_optimizer *optimizer, int64_t step, double lr,
     for (int g = 0; g < TSR_GROUPS; ++g) {
         TSR_TRY(optim_share(optimizer, g, stream));
     }
-    return TSR_OK;
+    return optim_wait(optimizer, stream);
 }

@@ -1,7 +1,7 @@
 # Collectives on the emulated GPU, over a fake NCCL. The modules before the archives that have what
 # they leave undefined.
 if(TARGET tessera_nccl_emulated)
-  foreach(topic comm)
+  foreach(topic comm optimizer)
     tsr_add_mpi_test(cuda.${topic} SOURCES cuda/test_cuda_${topic}.c
       LIBS tessera_nccl_emulated tessera_cuda_emulated tsr_optim tsr_collectives tsr_runtime
       RANKS 1 2 3 4)
