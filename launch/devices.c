@@ -4,12 +4,20 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Tests run the CUDA backend on an emulated GPU: TESSERA_CUDA=emulated. */
-static bool is_emulated(void)
+/* Which GPU: each rank of a machine its own. TESSERA_CUDA=emulated runs tests where there is none,
+ * TESSERA_CUDA=cuda:N puts all ranks on GPU N, which shows that several work where there is one. */
+static void name_gpu(const world *w, char name[static 32])
 {
-    const char *text = getenv("TESSERA_CUDA");
+    const char *chosen = getenv("TESSERA_CUDA");
 
-    return text != NULL && strcmp(text, "emulated") == 0;
+    if (chosen == NULL || chosen[0] == '\0') {
+        (void)snprintf(name, 32, "cuda:%d", tsr_comm_local_rank(w->comm));
+    } else if (strcmp(chosen, "emulated") == 0) {
+        (void)snprintf(name, 32, "cuda:emulated");
+    } else {
+        (void)snprintf(name, 32, "%.31s", chosen);
+        tsr_log(TSR_LOG_WARN, "TESSERA_CUDA = %s: all ranks of this machine share it", name);
+    }
 }
 
 /* Without the driver's node there is no GPU: the CUDA libraries need not be opened to learn it. */
@@ -24,11 +32,7 @@ tsr_status devices_open(device_choice choice, const world *w, int threads, tsr_d
     const char *home = getenv("CUDA_HOME");
 
     if (choice == DEVICE_CUDA || (choice == DEVICE_AUTO && has_gpu())) {
-        if (is_emulated()) {
-            (void)snprintf(name, sizeof name, "cuda:emulated");
-        } else {
-            (void)snprintf(name, sizeof name, "cuda:%d", tsr_comm_local_rank(w->comm));
-        }
+        name_gpu(w, name);
         if (home != NULL) {
             char folder[TSR_TEXT_MAX];
 

@@ -9,7 +9,7 @@
 set -euo pipefail
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 build=$source_dir/build/release
-out='' check=false
+out='' root='' check=false
 readonly LIMIT_MB=60 SYSTEM=/usr/lib/x86_64-linux-gnu
 # of the other machine: glibc, the compiler's run time, and all of CUDA
 readonly THEIRS='/(ld-linux[^/]*|lib(c|m|dl|rt|pthread|resolv|util|anl|stdc\+\+|gcc_s|cuda|cudart|cublas|cublasLt|cudnn[^/]*|nccl|nvrtc[^/]*|nvJitLink|nvidia[^/]*))\.so'
@@ -67,14 +67,19 @@ copy_mpi() {
         \( -regex ".*($ABSENT).*" -o -not -name '*.so' \) -delete
 }
 
+# Paths of what these files are linked with, as far as this machine has it
+list_libraries() {
+    for file in "$@"; do
+        ldd "$file" 2>/dev/null || true
+    done | awk '$3 ~ /^\// {print $3}' | sort -u
+}
+
 # What all of that is linked with, but for what the other machine must have.
 copy_libraries() {
     local files
     mkdir -p "$out/lib"
     mapfile -t files < <(find "$out/bin" "$out/usr" -type f \( -name '*.so' -o -perm -u+x \))
-    for file in "${files[@]}"; do
-        ldd "$file" 2>/dev/null || true
-    done | awk '$3 ~ /^\// {print $3}' | sort -u | grep -vE "$THEIRS" | while read -r library; do
+    list_libraries "${files[@]}" | grep -vE "$THEIRS" | while read -r library; do
         cp -L "$library" "$out/lib/"
     done
 }
@@ -128,7 +133,7 @@ pack_folder() {
 
 # A root with a shell, a few commands, glibc and the compiler's run time: what any machine has.
 make_root() {
-    local root=$1 tool
+    local tool
     mkdir -p "$root"/{bin,etc,proc,sys,dev/shm,tmp,lib64}
     ln -s . "$root/usr"
     ln -s lib64 "$root/lib"
@@ -137,20 +142,15 @@ make_root() {
     done
     ln -s bash "$root/bin/sh"
     mkdir "$root/lib64/x86_64-linux-gnu"
-    { for tool in "$root"/bin/*; do ldd "$tool"; done
-      ldd "$out/lib/libdnnl.so.2"; } | grep -oE '/[^ ]+\.so[^ ]*' | sort -u | while read -r library; do
-        if [[ $library =~ $THEIRS ]] || ldd "$root/bin/bash" "$root/bin/sed" "$root/bin/ls" "$root/bin/cp" | grep -qF "$library"; then
-            cp -L "$library" "$root/lib64/x86_64-linux-gnu/"
-        fi
+    { list_libraries "$root"/bin/*
+      list_libraries "$out"/bin/* "$out"/lib/* | grep -E "$THEIRS"; } | sort -u | while read -r library; do
+        cp -L "$library" "$root/lib64/x86_64-linux-gnu/"
     done
-    cp -L "$SYSTEM/libresolv.so.2" "$SYSTEM/libutil.so.1" "$SYSTEM/libdl.so.2" "$SYSTEM/libpthread.so.0" \
-        "$SYSTEM/librt.so.1" "$root/lib64/x86_64-linux-gnu/"
     cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
     printf 'root:x:0:0::/:/bin/sh\n' >"$root/etc/passwd"
 }
 
 run_check() {
-    local root
     if [ "$(id -u)" != 0 ] || ! unshare --mount true 2>/dev/null; then
         echo "pack.sh: --check needs the right to mount and to change the root" >&2
         exit 77
@@ -161,7 +161,7 @@ run_check() {
     make_folder
     pack_folder
     rm "$out.tar.gz"
-    make_root "$root"
+    make_root
     # The mounts are seen by these processes only, and go with them.
     unshare --mount --pid --fork bash -c '
         set -e
