@@ -187,11 +187,30 @@ quickstart() {
 
 # ---- benchmarks ---------------------------------------------------------------------------------
 
+# GPU memory in use by second, while the command runs; the largest is what it needed.
+watch_memory() {
+    local log=$1 watcher code=0
+    shift
+    : >"$log"
+    if ! command -v nvidia-smi >/dev/null; then
+        "$@"
+        return
+    fi
+    while sleep 1; do nvidia-smi -i 0 --query-gpu=memory.used --format=csv,noheader,nounits; done >"$log" &
+    watcher=$!
+    "$@" || code=$?
+    kill $watcher
+    return $code
+}
+
 peer_step() {
-    timeout 600 "$tessera" bench step "$here/peer.ini" --steps 20 --profile --json >"$results/peer.json"
-    awk -v rate="$(number tokens_per_s "$results/peer.json")" -v gib="$(number mem_gib "$results/peer.json")" \
-        -v peer=$PEER_TOKENS_PER_S 'BEGIN {
-            printf "%.0f tokens/s, %.2f of PyTorch on an H100, %.1f GiB\n", rate, rate / peer, gib }'
+    watch_memory "$results/peer.memory" timeout 600 \
+        "$tessera" bench step "$here/peer.ini" --steps 20 --profile --json >"$results/peer.json"
+    awk -v rate="$(number tokens_per_s "$results/peer.json")" -v peer=$PEER_TOKENS_PER_S '
+        $1 > most { most = $1 }
+        END { printf "%.0f tokens/s, %.2f of PyTorch on an H100, ", rate, rate / peer
+              if (most) printf "%.1f GiB on the GPU\n", most / 1024
+              else print "GPU memory unknown: no nvidia-smi" }' "$results/peer.memory"
 }
 
 operators() {
