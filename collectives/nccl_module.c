@@ -1,6 +1,5 @@
 /* Opens the module in which the NCCL communicator lives, as runtime opens the device's own. */
 #include "collectives/comm_impl.h"
-#include "runtime/cuda_module.h"
 
 #include <dlfcn.h>
 #include <string.h>

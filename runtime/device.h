@@ -40,13 +40,24 @@ TSR_NODISCARD tsr_status tsr_device_open(const char *name, int threads, tsr_devi
 void tsr_device_close(tsr_device **device_p);
 
 /** Folders to look for CUDA's libraries in before the usual ones: colon-separated patterns of
- * glob().
+ *  glob().
  *  Errors: TSR_ERR_ARG if longer than 4095 characters. */
 TSR_NODISCARD tsr_status tsr_cuda_module_search(const char *folders);
 
 /** Paths of the modules and CUDA libraries that this process has opened, one a line, into
  *  text[size]; empty if none. */
 void tsr_cuda_module_files(char *text, size_t size);
+
+/**
+ * Open a module file beside the program, in ../lib/tessera, or in the folder above (a build
+ * folder).
+ *
+ * Owns:   handle stays open as long as the process.
+ * Errors: TSR_ERR_UNSUPPORTED, naming `option` where the file is missing, and the library where one
+ *         that it needs is.
+ */
+TSR_NODISCARD tsr_status tsr_cuda_module_load(const char *device, const char *file,
+                                              const char *option, void **handle_out);
 
 /** Name as opened, such as "cpu:avx512" (the alias "cpu" is resolved). Borrowed from the device. */
 const char *tsr_device_name(const tsr_device *device);

@@ -1,8 +1,6 @@
 /* NCCL between the processes of an MPI world: communicators, groups, checks of arguments. What a
- * launch does when its stream gets there is in fake_nccl_run.c.
- *
- * A communicator comes to be in two messages: each rank says hello to the one that made the id,
- * which answers all with who is who. Both are moved on by polling, as for a non-blocking init. */
+ * launch does when its stream gets there is in fake_nccl_run.c. A communicator comes to be in two
+ * messages, polled: each rank says hello to the id's maker, which answers who is who. */
 #include "tests/emulation/fake_nccl_impl.h"
 
 #include <sched.h>
