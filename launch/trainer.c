@@ -79,6 +79,20 @@ static tsr_status create_local(trainer *t, int threads)
     return TSR_OK;
 }
 
+/* GPUs of one rank each talk by NCCL; ranks that share one have to ask for mpi. Collective. */
+static tsr_status create_device_comm(trainer *t)
+{
+    const tsr_collectives_choice choice = (tsr_collectives_choice)t->s->parallel.collectives;
+    const tsr_nccl_options options = {0};
+    const bool is_wanted = choice == TSR_COLLECTIVES_NCCL ||
+                           (choice == TSR_COLLECTIVES_AUTO && !tsr_device_is_host(t->device));
+
+    if (!is_wanted || tsr_comm_size(t->w->comm) == 1) {
+        return TSR_OK;
+    }
+    return tsr_comm_create_nccl(t->w->comm, t->device, &options, &t->device_comm);
+}
+
 tsr_status trainer_create(trainer *t, const settings *s, world *w)
 {
     const int ranks = tsr_comm_size(w->comm);
@@ -93,11 +107,15 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
         TSR_TRY(world_thread_share(w, &threads));
     }
     TSR_TRY(tsr_comm_agree(w->comm, create_local(t, threads)));
+    TSR_TRY(create_device_comm(t));
     tsr_comm *groups[TSR_GROUPS] = {
         [TSR_GROUP_FLOAT] = t->mesh.dense_group,
         [TSR_GROUP_DENSE] = t->mesh.dense_group,
         [TSR_GROUP_EXPERT] = t->mesh.expert_group,
     };
+    for (int g = 0; t->device_comm != NULL && g < TSR_GROUPS; ++g) {
+        groups[g] = t->device_comm; /* each group is all ranks */
+    }
     TSR_TRY(tsr_optimizer_create(&s->optim, &t->weights, groups, &t->optimizer));
     t->totals_count = 16 + ranks + t->weights.layers * t->weights.experts;
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, t->totals_count, sizeof *t->totals,
@@ -109,6 +127,7 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
 void trainer_destroy(trainer *t)
 {
     tsr_optimizer_destroy(&t->optimizer);
+    tsr_comm_destroy(&t->device_comm);
     tsr_stage_destroy(&t->stage);
     tsr_weights_destroy(&t->weights);
     tsr_param_table_destroy(&t->table);
@@ -252,7 +271,7 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
                                   tsr_status local, double squares)
 {
     double *sum = t->totals;
-    int64_t bytes[TSR_LINKS];
+    int64_t bytes[TSR_LINKS], device_bytes[TSR_LINKS] = {0};
 
     sum[SUM_LOSS] = sums->loss;
     sum[SUM_AUX] = sums->aux_loss;
@@ -264,7 +283,11 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
     sum[SUM_WRITTEN] = flags->checkpoint == TSR_CKPT_WRITTEN;
     sum[SUM_WRITE_FAILED] = flags->checkpoint == TSR_CKPT_FAILED;
     tsr_comm_bytes(t->w->comm, bytes);
+    if (t->device_comm != NULL) {
+        tsr_comm_bytes(t->device_comm, device_bytes);
+    }
     for (int link = 0; link < TSR_LINKS; ++link) {
+        bytes[link] += device_bytes[link];
         sum[SUM_BYTES + link] = (double)(bytes[link] - t->bytes_before[link]);
         t->bytes_before[link] = bytes[link];
     }

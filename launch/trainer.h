@@ -20,6 +20,8 @@ typedef struct trainer {
     tsr_param_table table;
     tsr_weights weights;
     tsr_mesh mesh;
+    tsr_comm
+        *device_comm; /* nccl over all ranks, NULL where device memory is staged or is host's */
     tsr_stage *stage;
     tsr_optimizer *optimizer;
     int64_t share_begin, share_end; /* own sequences of a global batch */

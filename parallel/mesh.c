@@ -14,6 +14,8 @@ static const tsr_option options[] = {
      "ranks that the experts of a layer are spread over", AT(ep)},
     {"parallel", "placement", TSR_OPTION_CHOICE, "ep", 0, 0, placements, NULL,
      "which ranks compute which experts", AT(placement)},
+    {"parallel", "collectives", TSR_OPTION_CHOICE, "auto", 0, 0, "auto mpi nccl", NULL,
+     "what moves gradients and weights; auto: nccl between GPUs, else mpi", AT(collectives)},
 };
 
 tsr_option_table tsr_parallel_options(tsr_parallel_config *config)

@@ -14,8 +14,17 @@ extern "C" {
 /** Values of section [parallel]; 0 is filled in. */
 typedef struct tsr_parallel_config {
     int64_t pp, dp, ep;
-    int placement; /* 0: ep, each expert where its owner is */
+    int placement;   /* 0: ep, each expert where its owner is */
+    int collectives; /* tsr_collectives_choice */
 } tsr_parallel_config;
+
+/** What moves gradients and weights between ranks. */
+typedef enum tsr_collectives_choice {
+    TSR_COLLECTIVES_AUTO = 0, /* nccl between GPUs, mpi between CPUs */
+    TSR_COLLECTIVES_MPI,      /* device memory is staged through the host */
+    TSR_COLLECTIVES_NCCL
+} tsr_collectives_choice;
+
 tsr_option_table tsr_parallel_options(tsr_parallel_config *config);
 
 /** This rank's coordinates, and the groups it belongs to (borrowed communicators). */

@@ -103,9 +103,9 @@ static tsr_status describe(tsr_gemm_plan *plan)
 
 static tsr_status set_preferences(cublasLtMatmulPreference_t preference, const tsr_gemm_shape *s)
 {
-    /* Partial sums of a split k are added in f32 and in a fixed order, or k is not split. */
-    const uint32_t reductions =
-        CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    /* k is never split: all candidates add along it in one order, so that the choice by time does
+     * not show in the bits and a run can be repeated and resumed exactly. */
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
     const uint64_t workspace = TSR_GEMM_WORKSPACE_BYTES;
     const bool is_aligned = (s->flags & TSR_GEMM_ALIGNED) != 0;
     const uint32_t ab = is_aligned ? TSR_GEMM_ALIGNMENT : s->flags & TSR_GEMM_BF16 ? 2 : 4;

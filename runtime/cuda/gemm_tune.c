@@ -3,8 +3,7 @@
 
 enum { ROUNDS = 3 };
 
-/* Timings vary by about this much; a candidate that gains less does not displace an earlier one, so
- * that the choice, and with it the last bits of results, rarely differs from run to run. */
+/* Timings vary by about this much; a candidate that gains less does not displace an earlier one. */
 static const float LEAST_GAIN = 0.02f;
 
 typedef struct scratch {
