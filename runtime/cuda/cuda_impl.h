@@ -62,7 +62,8 @@ TSR_NODISCARD tsr_status tsr_cuda_workspace(tsr_device *device, size_t bytes, ts
 TSR_NODISCARD tsr_status tsr_cuda_workspace_reserve(tsr_device *device, size_t bytes);
 
 /** The module's one entry: the GPU of this index (0 if emulated). Contract as tsr_device_open(). */
-TSR_NODISCARD tsr_status tsr_cuda_device_open(int index, int threads, tsr_device **out);
+__attribute__((visibility("default"))) TSR_NODISCARD tsr_status
+tsr_cuda_device_open(int index, int threads, tsr_device **out);
 
 /* State of the parts that use libraries, made when the device is opened. close accepts a device
  * whose part was never opened. */
