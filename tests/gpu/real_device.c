@@ -12,8 +12,11 @@
 
 #define HIDDEN __attribute__((visibility("hidden")))
 
+/* The linker's names for what --wrap replaces and for its replacement. */
+/* NOLINTBEGIN(readability-identifier-naming): as above */
 tsr_status __real_tsr_device_open(const char *name, int threads, tsr_device **out);
 tsr_status __wrap_tsr_device_open(const char *name, int threads, tsr_device **out);
+/* NOLINTEND(readability-identifier-naming) */
 
 static bool is_emulated(void)
 {
