@@ -8,6 +8,7 @@
 #include <cstdarg>
 #include <cstddef>
 #include <cstdio>
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -78,6 +79,7 @@ struct engine {
     unsigned piece_count;
     size_t shared_used;
     const launch *now;
+    bool is_running; /* still so at the next launch: the block was abandoned */
     char fault[400];
 } e;
 
@@ -399,6 +401,10 @@ cudaError_t run_launch(const void *arg)
     uint64_t step = 1, at = 0;
 
     make_memory();
+    if (e.is_running) {
+        ASAN_UNPOISON_MEMORY_REGION(e.stacks, (size_t)MAX_THREADS * STACK_BYTES);
+    }
+    e.is_running = true;
     e.now = l;
     e.fault[0] = '\0';
     e.piece_count = 0;
@@ -432,6 +438,7 @@ cudaError_t run_launch(const void *arg)
         (void)std::fprintf(stderr, "emulated kernel: %s\n", e.fault);
         return cudaErrorLaunchFailure;
     }
+    e.is_running = false;
     return cudaSuccess;
 }
 
