@@ -11,7 +11,6 @@ foreach(topic ends layers route vectors random)
     tsr_flags $<LINK_LIBRARY:WHOLE_ARCHIVE,tsr_runtime> tsr_dep_cmocka m)
   target_link_options(gpu_${topic} PRIVATE LINKER:--wrap=tsr_device_open)
   target_include_directories(gpu_${topic} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  list(APPEND programs gpu_${topic})
 endforeach()
 
 # The scripts themselves, without a GPU; what they pack is a release.
