@@ -17,8 +17,8 @@ endforeach()
 if(CMAKE_BUILD_TYPE STREQUAL Release)
   add_test(NAME gpu.run_emulated
     COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/gpu/test_run.sh ${CMAKE_BINARY_DIR})
-  set_tests_properties(gpu.run_emulated PROPERTIES LABELS emulated TIMEOUT 180 PROCESSORS 2)
+  set_tests_properties(gpu.run_emulated PROPERTIES LABELS emulated TIMEOUT 300 PROCESSORS 2)
   add_test(NAME gpu.pack_check
     COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/gpu/pack.sh --build ${CMAKE_BINARY_DIR} --check)
-  set_tests_properties(gpu.pack_check PROPERTIES LABELS long TIMEOUT 180 PROCESSORS 2 SKIP_RETURN_CODE 77)
+  set_tests_properties(gpu.pack_check PROPERTIES LABELS long TIMEOUT 300 PROCESSORS 2 SKIP_RETURN_CODE 77)
 endif()
