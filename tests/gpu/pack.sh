@@ -42,6 +42,10 @@ copy_programs() {
             echo "pack.sh: left out libtessera_$module.so, which $build does not have" >&2
         fi
     done
+    for kind in '' _emulated; do
+        [ ! -f "$out/bin/libtessera_cuda$kind.so" ] || check_module cuda$kind tsr_cuda_device_open
+        [ ! -f "$out/bin/libtessera_nccl$kind.so" ] || check_module nccl$kind tsr_nccl_comm_create
+    done
     for program in "$build"/tests/gpu_*; do # they find the modules in the folder above
         if [ -x "$program" ]; then
             cp "$program" "$out/bin"
@@ -49,6 +53,16 @@ copy_programs() {
     done
     cp -L "$(command -v awk)" "$out/bin/awk"
     strip --strip-unneeded "$out"/bin/*
+}
+
+# What a GPU machine would find out first: has the module its entry, the program all that it calls?
+check_module() {
+    local module=$out/bin/libtessera_$1.so missing
+    [[ " $(nm -D --defined-only "$module" | awk '{print $3}' | tr '\n' ' ')" == *" $2 "* ]] ||
+        fail "$module does not export $2: build it anew"
+    missing=$(comm -23 <(nm -D --undefined-only "$module" | awk '$2 ~ /^tsr_/ {print $2}' | sort) \
+        <(nm -D --defined-only "$out/bin/tessera" | awk '{print $3}' | sort))
+    [ -z "$missing" ] || fail "$module needs of the program: $missing"
 }
 
 # Open MPI finds its parts below OPAL_PREFIX as they lie below /usr.
