@@ -2,6 +2,7 @@
 #include "runtime/cuda_module.h"
 
 #include "runtime/device.h"
+#include "runtime/log.h"
 
 #include <dlfcn.h>
 #include <glob.h>
@@ -94,6 +95,7 @@ static tsr_status open_file(const char *device, const char *path, void **handle_
         void *const handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
         if (handle != NULL) {
+            tsr_log(TSR_LOG_DEBUG, "device %s: opened %s", device, path);
             *handle_out = handle;
             return TSR_OK;
         }

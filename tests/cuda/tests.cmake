@@ -1,5 +1,5 @@
 # Operators of the cuda device on the emulated GPU, against cpu:plain.
-foreach(topic ends layers route vectors)
+foreach(topic device ends layers route vectors)
   tsr_add_unit_test(cuda.${topic} SOURCES cuda/test_${topic}.c
     LIBS tessera_cuda_emulated tsr_runtime)
   target_include_directories(test_cuda_${topic} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})

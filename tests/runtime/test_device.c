@@ -46,6 +46,42 @@ static void a_named_instruction_set_is_never_replaced(void **state)
     }
 }
 
+static void gpu_names_are_checked_first(void **state)
+{
+    static const char *const bad[] = {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:99999"};
+    char folders[5000];
+    tsr_device *device = NULL;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+        assert_refused(tsr_device_open(bad[i], 1, &device), bad[i]);
+    }
+    assert_null(device);
+    memset(folders, 'x', sizeof folders - 1);
+    folders[sizeof folders - 1] = '\0';
+    assert_refused(tsr_cuda_module_search(folders), "4999 characters");
+    assert_ok(tsr_cuda_module_search("/nowhere:/work/*/none"));
+}
+
+/* Where there is a GPU this opens it; where there is none the message says what is missing. */
+static void without_a_gpu_the_reason_is_given(void **state)
+{
+    tsr_device *device = NULL;
+    const tsr_status st = tsr_device_open("cuda:0", 1, &device);
+
+    (void)state;
+    if (st == TSR_OK) {
+        assert_string_equal(tsr_device_name(device), "cuda:0");
+        tsr_device_close(&device);
+        return;
+    }
+    assert_int_equal(st, TSR_ERR_UNSUPPORTED);
+    assert_non_null(strstr(tsr_error_message(), "device = cuda:0"));
+    assert_true(strstr(tsr_error_message(), "TSR_CUDA=ON") != NULL ||
+                strstr(tsr_error_message(), "driver") != NULL ||
+                strstr(tsr_error_message(), "compute capability") != NULL);
+}
+
 static void a_table_with_a_hole_is_refused_by_name(void **state)
 {
     rig r = open_plain();
@@ -165,6 +201,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_resolved_or_refused),
         cmocka_unit_test(a_named_instruction_set_is_never_replaced),
+        cmocka_unit_test(gpu_names_are_checked_first),
+        cmocka_unit_test(without_a_gpu_the_reason_is_given),
         cmocka_unit_test(a_table_with_a_hole_is_refused_by_name),
         cmocka_unit_test(memory_is_zero_counted_and_copied),
         cmocka_unit_test(events_order_streams),
