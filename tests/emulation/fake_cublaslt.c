@@ -418,11 +418,12 @@ static void multiply_column(const problem *p, const float *a, uint64_t j, uint64
 static cudaError_t run(const void *arg)
 {
     const problem *const p = arg;
-    float *const a = malloc((p->k + 1) * p->m * sizeof *a), *sums = a + p->k * p->m;
+    float *const a = malloc((p->k + 1) * p->m * sizeof *a);
 
     if (a == NULL) {
         return cudaErrorMemoryAllocation;
     }
+    float *const sums = a + p->k * p->m;
     for (uint64_t l = 0; l < p->k; ++l) {
         for (uint64_t i = 0; i < p->m; ++i) {
             a[l * p->m + i] = p->op_a == CUBLAS_OP_N ? load(&p->a, p->a_data, i, l)
