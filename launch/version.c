@@ -2,8 +2,32 @@
 
 #include <dnnl.h>
 #include <hdf5.h>
+#include <limits.h>
 #include <mpi.h>
+#include <stdbool.h>
 #include <string.h>
+#include <unistd.h>
+
+/* Is the CUDA module where the program would look for it? It is not opened: that takes a while. */
+static bool has_module(void)
+{
+    static const char *const places[] = {"libtessera_cuda.so", "../lib/tessera/libtessera_cuda.so"};
+    char program[PATH_MAX], path[PATH_MAX + 64];
+    const ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+
+    if (length < 0) {
+        return false;
+    }
+    program[length] = '\0';
+    *strrchr(program, '/') = '\0';
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; ++i) {
+        (void)snprintf(path, sizeof path, "%s/%s", program, places[i]);
+        if (access(path, R_OK) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
 
 void version_print(FILE *to)
 {
@@ -20,5 +44,6 @@ void version_print(FILE *to)
     (void)fprintf(to, "MPI       %s\n", library);
     (void)fprintf(to, "HDF5      %u.%u.%u\n", major, minor, release);
     (void)fprintf(to, "oneDNN    %d.%d.%d\n", dnnl->major, dnnl->minor, dnnl->patch);
-    (void)fprintf(to, "CUDA      not in this build\n");
+    (void)fprintf(to, "CUDA      %s\n",
+                  has_module() ? "libtessera_cuda.so" : "no module beside the program");
 }
