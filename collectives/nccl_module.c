@@ -38,5 +38,6 @@ tsr_status tsr_comm_create_nccl(tsr_comm *host, tsr_device *device, const tsr_nc
     *comm_out = NULL;
     /* A module that one rank lacks must not leave the others waiting for it. */
     TSR_TRY(tsr_comm_agree(host, find_entry(device, &create)));
+    TSR_CHECK(create != NULL, TSR_ERR_INTERNAL, "the entry of the nccl module got lost");
     return create(host, device, options, comm_out);
 }

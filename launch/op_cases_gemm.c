@@ -72,7 +72,7 @@ static tsr_status setup_grouped(job *j, tsr_grouped_pass pass, int experts, int6
                                  .k = job_size(j, k, 40),
                                  .experts = (int)job_size(j, experts, 3),
                                  .dtype = j->dtype};
-    TSR_TRY(job_block(j, TSR_F32, 2 * (g->experts + 1), 0.0f, &offsets));
+    TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * (g->experts + 1), 0.0f, &offsets));
     fill_offsets(offsets, g->experts, job_size(j, 256, 64));
     g->offsets = offsets;
     g->max_rows = offsets[g->experts];

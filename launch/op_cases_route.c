@@ -58,7 +58,7 @@ static tsr_status setup_sort(job *j)
                          .tokens = route.tokens,
                          .experts = EXPERTS,
                          .top_k = TOP_K,
-                         .max_rows = route.tokens * TOP_K + EXPERTS * TSR_ROW_ALIGN};
+                         .max_rows = route.tokens * TOP_K + (int64_t)EXPERTS * TSR_ROW_ALIGN};
     TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * (EXPERTS + 1), 0.0f, &s->offsets));
     TSR_TRY(job_block(j, TSR_F32, route.tokens * TOP_K, 0.0f, &s->row_of));
     TSR_TRY(job_block(j, TSR_F32, s->max_rows, 0.0f, &s->token_of));

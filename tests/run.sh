@@ -64,7 +64,8 @@ if ./launch/install-deps.sh; then
         run_tests release -LE '^(long|lint-slow)$'
     else
         run_tests release -LE '^long$'
-        run_tests asan -L '^(unit|mpi)$'
+        # not the emulated GPU's: they end communicators on purpose, which then leak on purpose
+        run_tests asan -L '^(unit|mpi)$' -LE emulated
     fi
 else
     fail "packages"

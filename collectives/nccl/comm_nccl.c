@@ -223,6 +223,7 @@ static tsr_status compare(const identity *all, int size)
 
 static tsr_status meet(comm_nccl *self)
 {
+    TSR_CHECK(self != NULL, TSR_ERR_INTERNAL, "the nccl communicator got lost");
     const int size = self->base.size;
     identity own, *all = NULL;
     tsr_status st = tsr_mem_alloc_array(TSR_MEM_COMM, size, sizeof *all, (void **)&all);

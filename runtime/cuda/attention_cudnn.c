@@ -5,6 +5,7 @@
 #include "runtime/log.h"
 
 #include <math.h>
+#include <string.h>
 
 static tsr_status check(cudnnStatus_t code, const char *call, const char *file, int line)
 {
@@ -305,7 +306,7 @@ typedef struct bindings {
 static void bind(bindings *b, int64_t uid, const void *pointer)
 {
     b->uids[b->count] = uid;
-    b->pointers[b->count++] = (void *)(uintptr_t)pointer; /* cuDNN takes inputs so, too */
+    memcpy(&b->pointers[b->count++], &pointer, sizeof pointer); /* cuDNN takes inputs so, too */
 }
 
 static tsr_status execute(tsr_cuda_attention *self, const tsr_attention_plan *plan,

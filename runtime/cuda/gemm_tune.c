@@ -4,7 +4,7 @@
 enum { ROUNDS = 3 };
 
 /* Timings vary by about this much; a candidate that gains less does not displace an earlier one. */
-static const float LEAST_GAIN = 0.02f;
+static const float least_gain = 0.02f;
 
 typedef struct scratch {
     tsr_stream *stream;
@@ -89,7 +89,7 @@ static tsr_status choose(tsr_cuda_device *device, tsr_gemm_plan *plan,
         plan->algorithm = candidates[i].algo;
         plan->workspace_bytes = candidates[i].workspaceSize;
         TSR_TRY(time_plan(device, plan, s, &ms));
-        if (best < 0 || ms < best_ms * (1.0f - LEAST_GAIN)) {
+        if (best < 0 || ms < best_ms * (1.0f - least_gain)) {
             best = i;
             best_ms = ms;
         }
