@@ -17,5 +17,6 @@
 #include "runtime/rng.h"
 #include "runtime/state.h"
 #include "runtime/status.h"
+#include "runtime/trace.h"
 
 #endif
