@@ -54,6 +54,7 @@ TSR_NODISCARD tsr_status cli_get_real(const cli_command *command, const cli_valu
 void cli_print_help(FILE *to, const cli_command *command);
 
 /* the commands, each in the file of its name */
-extern const cli_command cli_train, cli_eval, cli_generate, cli_ckpt, cli_bench, cli_doctor;
+extern const cli_command cli_train, cli_eval, cli_generate, cli_ckpt, cli_bench, cli_doctor,
+    cli_report;
 
 #endif

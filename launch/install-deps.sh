@@ -9,6 +9,7 @@ packages=(
     libdnnl-dev libhwloc-dev                              # oneDNN, hardware locality
     libinih-dev libjansson-dev libxxhash-dev              # run files, JSON, digests
     libcmocka-dev clang-format clang-tidy cppcheck        # tests and linters
+    gnuplot-nox                                           # pictures of `tessera report`
     hdf5-tools python3 python3-h5py python3-numpy         # checkpoints read by others' tools in tests
 )
 

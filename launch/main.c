@@ -5,8 +5,8 @@
 
 #include <string.h>
 
-static const cli_command *const commands[] = {&cli_train, &cli_eval,  &cli_generate,
-                                              &cli_ckpt,  &cli_bench, &cli_doctor};
+static const cli_command *const commands[] = {&cli_train, &cli_eval,   &cli_generate, &cli_ckpt,
+                                              &cli_bench, &cli_doctor, &cli_report};
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 from runs import RUN_FILE, TESSERA, Folder, check, main, run, train
 
-COMMANDS = ["train", "eval", "generate", "ckpt", "bench", "doctor"]
+COMMANDS = ["train", "eval", "generate", "ckpt", "bench", "doctor", "report"]
 
 
 def plain(*words, env=None):

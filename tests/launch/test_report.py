@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""`tessera report`: figures, pictures, and what it says of damaged runs."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from runs import TESSERA, Folder, check, main
+
+
+def report(folder, *words):
+    return subprocess.run([TESSERA, "report", str(folder), *words], capture_output=True, text=True, timeout=120)
+
+
+def step(n, **more):
+    return {"step": n, "tokens": 64 * n, "loss": 5.0 - 0.1 * n, "ms": 10.0 + n, "tokens_per_s": 6400.0 / (10 + n),
+            "expert_max_over_mean": 1.5, "bytes": {"self": 1, "intra_node": 100, "in_plane": 50, "cross_plane": 0},
+            "parts_ms": {"forward_backward": 6.0, "reduce": 2.0, "totals": 1.0, "update": 1.0 + n},
+            "moe": {"before": [1.5, 2.5], "after": [1.0, 1.1], "copies": [2, 4], "exposed_ms": [0.0, 0.5]}, **more}
+
+
+def write_run(folder, lines, loads=None):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "metrics.jsonl"), "w") as file:
+        file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+    if loads is not None:
+        with open(os.path.join(folder, "loads.csv"), "w") as file:
+            file.write(loads)
+
+
+def later_lines_count_and_damage_is_told():
+    with Folder() as made:
+        folder = made.path
+        lines = [step(n) for n in range(1, 9)] + [{"step": 4, "valid_loss": 4.4, "valid_tokens": 10}]
+        lines += [{"resumed_from": 6}] + [step(n, loss=1.0) for n in range(7, 11)]
+        lines += [{"step": 10, "valid_loss": 4.2, "valid_tokens": 10}, '{"step": 11, "lo']
+        write_run(folder, lines)
+        done = report(folder, "--json")
+        check(done.returncode == 0, done.stderr)
+        told = json.loads(done.stdout)
+        check((told["first_step"], told["last_step"], told["resumes"], told["bad_lines"]) == (1, 10, 1, 1), told)
+        check(abs(told["first_loss"] - 4.9) < 1e-9 and abs(told["last_loss"] - 1.0) < 1e-9, told)
+        check(told["best_valid_loss"] == 4.2 and told["best_valid_step"] == 10, told)
+        check("1 lines" in done.stderr, done.stderr)
+        over = told["over_steps"]
+        check(over["before"]["median"] == 2.0 and over["copies"]["median"] == 3.0, over)
+        check(over["ms"]["last"] == 20.0 and over["ms"]["p10"] == 12.0, over["ms"])
+        rows = open(os.path.join(folder, "report", "steps.dat")).read().splitlines()
+        check(len(rows) == 11 and rows[7].split()[0] == "7", rows)
+
+
+def pictures_are_drawn():
+    if shutil.which("gnuplot") is None:
+        print("gnuplot is not installed: pictures are not tested")
+        return
+    with Folder() as made:
+        folder = made.path
+        loads = "step,layer,e0,e1\n" + "".join(f"{n},{l},{n},{10 - n}\n" for n in range(1, 9) for l in range(2))
+        write_run(folder, [step(n) for n in range(1, 9)], loads)
+        done = report(folder, "--out", os.path.join(folder, "pictures"))
+        check(done.returncode == 0 and "6 pictures" in done.stdout, done.stdout + done.stderr)
+        for name in ("loss", "speed", "parts", "imbalance", "bytes", "loads"):
+            text = open(os.path.join(folder, "pictures", name + ".svg")).read()
+            check("</svg>" in text and len(re.findall("<path|<image", text)) > 0, f"{name}.svg is empty")
+
+
+def bad_runs_are_told():
+    with Folder() as made:
+        folder = made.path
+        done = report(os.path.join(folder, "none"))
+        check(done.returncode == 3 and "No such file" in done.stderr, done.stderr)
+        write_run(folder, ["not json\n", {"resumed_from": 3}])
+        done = report(folder)
+        check(done.returncode == 3 and "no step" in done.stderr, done.stderr)
+        write_run(folder, [step(1)], "step,layer,e0\n1,0\n")
+        done = report(folder)
+        check(done.returncode == 3 and "loads.csv" in done.stderr and "line 2" in done.stderr, done.stderr)
+
+
+
+main([later_lines_count_and_damage_is_told, pictures_are_drawn, bad_runs_are_told])
