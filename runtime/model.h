@@ -71,16 +71,19 @@ typedef struct tsr_param {
     int64_t shape[3];
     int64_t rows, width; /* the tensor as a matrix; shards are cut between rows; [d] is one row */
     tsr_param_group group;
-    int layer;       /* -1: outside the layers */
-    int64_t offset;  /* of its first element in its group's flat buffer */
-    double init_std; /* normal(0, std); 0: all ones */
-    bool has_decay;  /* weight decay applies */
+    int layer;             /* -1: outside the layers */
+    int64_t offset;        /* of its first element in its group's flat buffer */
+    double init_std;       /* normal(0, std); 0: all ones */
+    bool has_decay;        /* weight decay applies */
+    const int32_t *expert; /* [shape[0]] which of the whole tensor's experts these are, ascending;
+                              NULL: the tensor is whole. Borrowed from the table */
 } tsr_param;
 
 typedef struct tsr_param_table {
     tsr_param *params; /* group by group is not promised; offsets within a group ascend */
     int count;
     int64_t group_elements[TSR_GROUPS]; /* length of each flat buffer, padding included */
+    int32_t *experts;                   /* what params' expert point to; own block */
 } tsr_param_table;
 
 /**
@@ -91,6 +94,25 @@ typedef struct tsr_param_table {
 TSR_NODISCARD tsr_status tsr_param_table_create(const tsr_model_config *config,
                                                 tsr_param_table *table_out);
 void tsr_param_table_destroy(tsr_param_table *table);
+
+/** Deal E experts of each of L layers out to parts, in order and as evenly as E allows: 6 experts
+ *  on 4 parts are 2, 2, 1, 1. Shapes: owner_out [L,E]. */
+void tsr_expert_owners_even(int64_t layers, int64_t experts, int parts, int32_t *owner_out);
+
+/**
+ * The table of one part of the experts: same names, same indices, own offsets; expert tensors hold
+ * those that owner gives to `part`, ascending, and may be empty (shape[0] = rows = 0).
+ *
+ * Shapes: owner [L,E], any deal; E is that of whole's expert tensors.
+ * Owns:   the caller gets a table of its own; nothing of whole is kept.
+ */
+TSR_NODISCARD tsr_status tsr_param_table_share(const tsr_param_table *whole, const int32_t *owner,
+                                               int part, tsr_param_table *local_out);
+
+/** Row in the whole tensor of row `row` of param. */
+int64_t tsr_param_global_row(const tsr_param *param, int64_t row);
+/** End of the run of rows from `row` on that follow one another in the whole tensor too. */
+int64_t tsr_param_run_end(const tsr_param *param, int64_t row);
 
 /** Index of a name, -1 if there is none. */
 int tsr_param_find(const tsr_param_table *table, const char *name);
@@ -121,7 +143,8 @@ typedef struct tsr_weights {
     int64_t layers, experts;
 } tsr_weights;
 
-/** Take the memory; values are zero. compute is the type of the dense and expert groups. */
+/** Take the memory; values are zero. compute is the type of the dense and expert groups. The table
+ *  may be a share: layers, experts and the router bias are those of the whole model still. */
 TSR_NODISCARD tsr_status tsr_weights_create(const tsr_model_config *config,
                                             const tsr_param_table *table, tsr_device *device,
                                             tsr_dtype compute, bool with_gradients,
@@ -132,14 +155,15 @@ void tsr_weights_destroy(tsr_weights *weights);
 void *tsr_weights_value(const tsr_weights *weights, int index);
 float *tsr_weights_gradient(const tsr_weights *weights, int index);
 
-/** Initial values of elements [first, first + count) of one parameter: a function of the seed, its
- *  name and the element's index only. Host memory. */
+/** Initial values of elements [first, first + count) of one whole parameter: a function of the seed,
+ *  its name and the element's index only. Host memory. */
 void tsr_param_init(const tsr_param *param, uint64_t seed, int64_t first, int64_t count,
                     float *out);
 
 /* ---- costs ---------------------------------------------------------------------------------- */
 
-/** Parameters in all, and those one token uses (head included, embedding look-up not). */
+/** Parameters in all, and those one token uses (head included, embedding look-up not); of a whole
+ *  table. */
 int64_t tsr_model_parameters(const tsr_param_table *table);
 int64_t tsr_model_active_parameters(const tsr_model_config *config, const tsr_param_table *table);
 

@@ -136,6 +136,7 @@ tsr_status tsr_param_table_create(const tsr_model_config *config, tsr_param_tabl
 void tsr_param_table_destroy(tsr_param_table *table)
 {
     tsr_mem_free(table->params);
+    tsr_mem_free(table->experts);
     *table = (tsr_param_table){0};
 }
 

@@ -302,6 +302,110 @@ static void the_option_table_fills_the_struct(void **state)
     assert_true(c.rope_theta == 5e5 && c.rms_norm_eps == 1e-5 && c.norm_topk_prob);
 }
 
+/* ---- shares of the experts ------------------------------------------------------------------- */
+
+static void an_even_deal_is_in_order(void **state)
+{
+    const int32_t six_on_four[] = {0, 0, 1, 1, 2, 3, 0, 0, 1, 1, 2, 3};
+    const int32_t two_on_three[] = {0, 1};
+    int32_t owner[12];
+
+    (void)state;
+    tsr_expert_owners_even(2, 6, 4, owner);
+    assert_memory_equal(owner, six_on_four, sizeof six_on_four);
+    tsr_expert_owners_even(1, 2, 3, owner);
+    assert_memory_equal(owner, two_on_three, sizeof two_on_three);
+}
+
+/* Every row of the whole table is in one share, at the place that global_row says; runs join rows
+ * that are neighbours there. */
+static void check_shares(const tsr_param_table *whole, const int32_t *owner, int parts)
+{
+    static int seen[64][256];
+
+    memset(seen, 0, sizeof seen);
+    for (int part = 0; part < parts; ++part) {
+        tsr_param_table local = {0};
+        int64_t end[TSR_GROUPS] = {0};
+
+        assert_ok(tsr_param_table_share(whole, owner, part, &local));
+        assert_int_equal(local.count, whole->count);
+        for (int i = 0; i < local.count; ++i) {
+            const tsr_param *p = &local.params[i], *w = &whole->params[i];
+            const bool is_expert = p->group == TSR_GROUP_EXPERT;
+            int64_t run = 0;
+
+            assert_string_equal(p->name, w->name);
+            assert_true(p->offset >= end[p->group] && p->width == w->width);
+            assert_true((p->expert != NULL) == is_expert && (is_expert || p->offset == w->offset));
+            end[p->group] = p->offset + p->rows * p->width;
+            assert_true(end[p->group] <= local.group_elements[p->group]);
+            for (int64_t row = 0; row < p->rows; ++row) {
+                const int64_t global = tsr_param_global_row(p, row);
+
+                seen[i][global] += is_expert || part == 0;
+                assert_true(!is_expert ||
+                            owner[p->layer * w->shape[0] + global / p->shape[1]] == part);
+                if (row == run) {
+                    run = tsr_param_run_end(p, row);
+                    assert_true(run > row && run <= p->rows);
+                    assert_true(run == p->rows || tsr_param_global_row(p, run) !=
+                                                      tsr_param_global_row(p, run - 1) + 1);
+                } else {
+                    assert_true(global == tsr_param_global_row(p, row - 1) + 1);
+                }
+            }
+        }
+        tsr_param_table_destroy(&local);
+    }
+    for (int i = 0; i < whole->count; ++i) {
+        for (int64_t row = 0; row < 256; ++row) {
+            assert_int_equal(seen[i][row], row < whole->params[i].rows);
+        }
+    }
+}
+
+static void shares_hold_every_row_once(void **state)
+{
+    const tsr_model_config c = everything();
+    const int32_t mixed[] = {0, 0, 0, 0, 0, 2, 0, 2, 0, 0, 1, 1, 1, 1, 1}; /* [L,E]; some empty */
+    int32_t owner[15];
+    tsr_param_table t = {0};
+
+    (void)state;
+    assert_ok(tsr_param_table_create(&c, &t));
+    for (int parts = 1; parts <= 7; ++parts) {
+        tsr_expert_owners_even(c.num_hidden_layers, c.num_experts, parts, owner);
+        check_shares(&t, owner, parts);
+    }
+    check_shares(&t, mixed, 3);
+    tsr_param_table_destroy(&t);
+}
+
+/* A share without any expert has weights all the same: the dense ones. */
+static void weights_of_an_empty_share_can_be_taken(void **state)
+{
+    const tsr_model_config c = everything();
+    int32_t owner[15];
+    tsr_param_table t = {0}, local = {0};
+    tsr_device *device = NULL;
+    tsr_weights weights = {0};
+
+    (void)state;
+    tsr_expert_owners_even(c.num_hidden_layers, c.num_experts, 7, owner);
+    assert_ok(tsr_param_table_create(&c, &t));
+    assert_ok(tsr_param_table_share(&t, owner, 6, &local));
+    assert_int_equal(local.group_elements[TSR_GROUP_EXPERT], 0);
+    assert_ok(tsr_device_open("cpu", 1, &device));
+    assert_ok(tsr_weights_create(&c, &local, device, TSR_F32, true, &weights));
+    assert_int_equal(weights.experts, 5);
+    assert_int_equal(tsr_shard_cut(&local, TSR_GROUP_EXPERT, 2, 1), 0);
+    tsr_weights_destroy(&weights);
+    tsr_device_close(&device);
+    tsr_param_table_destroy(&local);
+    tsr_param_table_destroy(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -315,6 +419,9 @@ int main(void)
         cmocka_unit_test(contradictions_are_named),
         cmocka_unit_test(zero_stands_for_the_usual),
         cmocka_unit_test(the_option_table_fills_the_struct),
+        cmocka_unit_test(an_even_deal_is_in_order),
+        cmocka_unit_test(shares_hold_every_row_once),
+        cmocka_unit_test(weights_of_an_empty_share_can_be_taken),
     };
 
     return tsr_unit_test_main("layers.param_table", tests, sizeof tests / sizeof tests[0]);
