@@ -8,6 +8,7 @@ static const cli_option bench_options[] = {
     {"steps", "N", "step: timed steps, after two to warm up (8)"},
     {"profile", NULL, "step: add a table of operators: time, rate"},
     {"set", "section.key=value", "step: override one key of the run file"},
+    {"device", "NAME", "ops: auto, cpu, cuda, or one by name, as cpu:avx2 or cuda:1 (auto)"},
     {"threads", "N", "ops: threads (the cores this process may use)"},
     {"rounds", "N", "ops: timed rounds of each case (20)"},
     {"only", "PREFIX", "ops: the cases whose names begin so"},

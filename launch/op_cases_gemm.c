@@ -1,7 +1,8 @@
-/* Dense products and products of experts, at the sizes of the benchmark model (width 512, 16
- * experts of 1024, top-2, 2048 tokens) and of the quickstart model (width 192, 8 experts of
- * 256). */
+/* Dense products (queries, keys and values) and products of experts, at the sizes of the device's
+ * model and of the quickstart model (width 192, 8 experts of 256). */
 #include "launch/op_cases.h"
+
+enum { MOST_EXPERTS = 64 };
 
 static tsr_status setup_gemm(job *j, int64_t m, int64_t n, int64_t k, bool trans_a, bool trans_b)
 {
@@ -28,19 +29,24 @@ static tsr_status setup_gemm(job *j, int64_t m, int64_t n, int64_t k, bool trans
     return tsr_op_gemm_reserve(j->device, g);
 }
 
+static int64_t qkv_width(const job *j)
+{
+    return (int64_t)(j->sizes->heads + 2 * j->sizes->kv_heads) * j->sizes->head_dim;
+}
+
 static tsr_status setup_forward(job *j)
 {
-    return setup_gemm(j, 2048, 1024, 512, false, true);
+    return setup_gemm(j, job_tokens(j, 65), qkv_width(j), j->sizes->width, false, true);
 }
 
 static tsr_status setup_dgrad(job *j)
 {
-    return setup_gemm(j, 2048, 512, 1024, false, false);
+    return setup_gemm(j, job_tokens(j, 65), j->sizes->width, qkv_width(j), false, false);
 }
 
 static tsr_status setup_wgrad(job *j)
 {
-    return setup_gemm(j, 1024, 512, 2048, true, false);
+    return setup_gemm(j, qkv_width(j), j->sizes->width, job_tokens(j, 33), true, false);
 }
 
 static tsr_status run_gemm(job *j)
@@ -61,20 +67,22 @@ static void fill_offsets(int64_t *offsets, int experts, int64_t mean)
     }
 }
 
-static tsr_status setup_grouped(job *j, tsr_grouped_pass pass, int experts, int64_t n, int64_t k)
+static tsr_status setup_grouped(job *j, tsr_grouped_pass pass, int experts, int64_t n, int64_t k,
+                                int64_t mean)
 {
     tsr_grouped_gemm_args *g = &j->args.grouped;
     const tsr_dtype w_dtype = pass == TSR_GROUPED_WGRAD ? TSR_F32 : j->dtype;
-    int64_t *offsets = NULL;
+    int64_t offsets[MOST_EXPERTS + 1];
+    void *far = NULL;
 
     *g = (tsr_grouped_gemm_args){.pass = pass,
                                  .n = job_size(j, n, 48),
                                  .k = job_size(j, k, 40),
                                  .experts = (int)job_size(j, experts, 3),
                                  .dtype = j->dtype};
-    TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * (g->experts + 1), 0.0f, &offsets));
-    fill_offsets(offsets, g->experts, job_size(j, 256, 64));
-    g->offsets = offsets;
+    fill_offsets(offsets, g->experts, job_size(j, mean, 64));
+    TSR_TRY(job_copy(j, offsets, (size_t)(g->experts + 1) * sizeof *offsets, &far));
+    g->offsets = far;
     g->max_rows = offsets[g->experts];
     TSR_TRY(job_block(j, j->dtype, g->max_rows * g->k, 1.0f, &g->x));
     TSR_TRY(job_block(j, j->dtype, g->max_rows * g->n, 1.0f, &g->y));
@@ -89,24 +97,50 @@ static tsr_status setup_grouped(job *j, tsr_grouped_pass pass, int experts, int6
     return tsr_op_grouped_gemm_reserve(j->device, g);
 }
 
-/* gate_up and down are the two matrices of an expert; `small` is the quickstart model */
-#define GROUPED_SETUP(name_, pass_, experts_, n_, k_)                                              \
-    static tsr_status name_(job *j)                                                                \
+/* gate_up and down are the two matrices of an expert. */
+static tsr_status setup_gate_up(job *j, tsr_grouped_pass pass)
+{
+    const op_sizes *z = j->sizes;
+
+    return setup_grouped(j, pass, z->experts, 2 * z->expert_width, z->width,
+                         job_tokens(j, 64) * z->top_k / z->experts);
+}
+
+static tsr_status setup_down(job *j, tsr_grouped_pass pass)
+{
+    const op_sizes *z = j->sizes;
+
+    return setup_grouped(j, pass, z->experts, z->width, z->expert_width,
+                         job_tokens(j, 64) * z->top_k / z->experts);
+}
+
+static tsr_status setup_small_gate_up(job *j, tsr_grouped_pass pass)
+{
+    return setup_grouped(j, pass, 8, 512, 192, 256);
+}
+
+static tsr_status setup_small_down(job *j, tsr_grouped_pass pass)
+{
+    return setup_grouped(j, pass, 8, 192, 256, 256);
+}
+
+#define GROUPED_SETUPS(name_)                                                                      \
+    static tsr_status name_##_forward(job *j)                                                      \
     {                                                                                              \
-        return setup_grouped(j, pass_, experts_, n_, k_);                                          \
+        return setup_##name_(j, TSR_GROUPED_FORWARD);                                              \
+    }                                                                                              \
+    static tsr_status name_##_dgrad(job *j)                                                        \
+    {                                                                                              \
+        return setup_##name_(j, TSR_GROUPED_DGRAD);                                                \
+    }                                                                                              \
+    static tsr_status name_##_wgrad(job *j)                                                        \
+    {                                                                                              \
+        return setup_##name_(j, TSR_GROUPED_WGRAD);                                                \
     }
-GROUPED_SETUP(gate_up_forward, TSR_GROUPED_FORWARD, 16, 2048, 512)
-GROUPED_SETUP(gate_up_dgrad, TSR_GROUPED_DGRAD, 16, 2048, 512)
-GROUPED_SETUP(gate_up_wgrad, TSR_GROUPED_WGRAD, 16, 2048, 512)
-GROUPED_SETUP(down_forward, TSR_GROUPED_FORWARD, 16, 512, 1024)
-GROUPED_SETUP(down_dgrad, TSR_GROUPED_DGRAD, 16, 512, 1024)
-GROUPED_SETUP(down_wgrad, TSR_GROUPED_WGRAD, 16, 512, 1024)
-GROUPED_SETUP(small_gate_up_forward, TSR_GROUPED_FORWARD, 8, 512, 192)
-GROUPED_SETUP(small_gate_up_dgrad, TSR_GROUPED_DGRAD, 8, 512, 192)
-GROUPED_SETUP(small_gate_up_wgrad, TSR_GROUPED_WGRAD, 8, 512, 192)
-GROUPED_SETUP(small_down_forward, TSR_GROUPED_FORWARD, 8, 192, 256)
-GROUPED_SETUP(small_down_dgrad, TSR_GROUPED_DGRAD, 8, 192, 256)
-GROUPED_SETUP(small_down_wgrad, TSR_GROUPED_WGRAD, 8, 192, 256)
+GROUPED_SETUPS(gate_up)
+GROUPED_SETUPS(down)
+GROUPED_SETUPS(small_gate_up)
+GROUPED_SETUPS(small_down)
 
 static tsr_status run_grouped(job *j)
 {

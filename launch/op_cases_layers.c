@@ -1,6 +1,5 @@
-/* Norm, position, activation and attention, at the sizes of the benchmark model (4 sequences of
- * 512, width 512, 8 heads of 64 with 4 key-value heads, 4096 token copies in experts of 1024) and
- * attention of the quickstart model (4 of 256, 6 heads of 32). */
+/* Norm, position, activation and attention, at the sizes of the device's model, and attention of
+ * the quickstart model (4 sequences of 256, 6 heads of 32). */
 #include "launch/op_cases.h"
 
 #include <math.h>
@@ -10,8 +9,8 @@ static tsr_status setup_rmsnorm(job *j)
     tsr_rmsnorm_args *n = &j->args.rmsnorm;
     void *x = NULL, *weight = NULL, *dy = NULL;
 
-    *n = (tsr_rmsnorm_args){.rows = job_size(j, 2048, 33),
-                            .width = job_size(j, 512, 70),
+    *n = (tsr_rmsnorm_args){.rows = job_tokens(j, 33),
+                            .width = job_size(j, j->sizes->width, 70),
                             .eps = 1e-5f,
                             .dtype = j->dtype};
     TSR_TRY(job_block(j, TSR_F32, n->rows * n->width, 1.0f, &x));
@@ -48,26 +47,32 @@ static tsr_status run_rmsnorm_backward_weight(job *j)
 static tsr_status setup_rope(job *j)
 {
     tsr_rope_args *r = &j->args.rope;
-    float *cosine = NULL, *sine = NULL;
+    float *table = NULL; /* of cosines, then of sines */
+    void *cosine = NULL, *sine = NULL;
 
-    *r = (tsr_rope_args){.tokens = job_size(j, 2048, 20),
-                         .seq_len = job_size(j, 512, 10),
-                         .heads = 12,
-                         .head_dim = (int)job_size(j, 64, 36),
+    *r = (tsr_rope_args){.tokens = job_tokens(j, 20),
+                         .seq_len = job_size(j, j->sizes->seq_len, 10),
+                         .heads = j->sizes->heads + j->sizes->kv_heads,
+                         .head_dim = (int)job_size(j, j->sizes->head_dim, 36),
                          .dtype = j->dtype};
-    r->row_stride = (int64_t)16 * r->head_dim; /* values behind queries and keys */
+    /* values behind queries and keys */
+    r->row_stride = (int64_t)(r->heads + j->sizes->kv_heads) * r->head_dim;
     const int64_t angles = r->seq_len * r->head_dim / 2;
-    TSR_TRY(job_block(j, TSR_F32, angles, 0.0f, &cosine));
-    TSR_TRY(job_block(j, TSR_F32, angles, 0.0f, &sine));
     TSR_TRY(job_block(j, j->dtype, r->tokens * r->row_stride, 1.0f, &r->x));
+    job_output(j, r->x, j->dtype, r->tokens * r->row_stride);
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, 2 * angles, sizeof *table, (void **)&table));
     for (int64_t i = 0; i < angles; ++i) {
-        cosine[i] = cosf((float)i);
-        sine[i] = sinf((float)i);
+        table[i] = cosf((float)i);
+        table[angles + i] = sinf((float)i);
     }
+    tsr_status st = job_copy(j, table, (size_t)angles * sizeof *table, &cosine);
+    if (st == TSR_OK) {
+        st = job_copy(j, table + angles, (size_t)angles * sizeof *table, &sine);
+    }
+    tsr_mem_free(table);
     r->cosine = cosine;
     r->sine = sine;
-    job_output(j, r->x, j->dtype, r->tokens * r->row_stride);
-    return TSR_OK;
+    return st;
 }
 
 static tsr_status run_rope(job *j)
@@ -80,8 +85,9 @@ static tsr_status setup_swiglu(job *j)
     tsr_swiglu_args *s = &j->args.swiglu;
     void *gate_up = NULL, *row_weight = NULL, *dh = NULL;
 
-    *s = (tsr_swiglu_args){
-        .rows = job_size(j, 4224, 20), .width = job_size(j, 1024, 70), .dtype = j->dtype};
+    *s = (tsr_swiglu_args){.rows = job_size(j, job_tokens(j, 0) * j->sizes->top_k, 20),
+                           .width = job_size(j, j->sizes->expert_width, 70),
+                           .dtype = j->dtype};
     TSR_TRY(job_block(j, j->dtype, s->rows * s->width * 2, 1.0f, &gate_up));
     TSR_TRY(job_block(j, TSR_F32, s->rows, 1.0f, &row_weight));
     TSR_TRY(job_block(j, j->dtype, s->rows * s->width, 1.0f, &dh));
@@ -152,11 +158,14 @@ static tsr_status setup_attention(job *j, int64_t batch, int64_t q_len, int64_t 
     return tsr_op_attention_forward(j->device, a, j->stream); /* backward reads out and lse */
 }
 
-static tsr_status setup_attention_benchmark(job *j)
+static tsr_status setup_attention_model(job *j)
 {
-    const int64_t length = job_size(j, 512, 70);
+    const op_sizes *z = j->sizes;
+    const int64_t length = job_size(j, z->seq_len, 70);
 
-    return setup_attention(j, job_size(j, 4, 2), length, length, 8, 4, 64);
+    return setup_attention(j, job_size(j, z->batch, 2), length, length,
+                           (int)job_size(j, z->heads, 4), (int)job_size(j, z->kv_heads, 2),
+                           (int)job_size(j, z->head_dim, 64));
 }
 
 static tsr_status setup_attention_quickstart(job *j)
@@ -168,7 +177,10 @@ static tsr_status setup_attention_quickstart(job *j)
 
 static tsr_status setup_attention_generate(job *j)
 {
-    return setup_attention(j, 1, 1, job_size(j, 512, 70), 8, 4, 64);
+    const op_sizes *z = j->sizes;
+
+    return setup_attention(j, 1, 1, job_size(j, z->seq_len, 70), z->heads, z->kv_heads,
+                           z->head_dim);
 }
 
 static tsr_status run_attention_forward(job *j)
@@ -192,9 +204,9 @@ const op_case *op_cases_layers(int *count_out)
         {"rope", "rope", false, setup_rope, run_rope},
         {"swiglu_forward", "swiglu_forward", false, setup_swiglu, run_swiglu_forward},
         {"swiglu_backward", "swiglu_backward", false, setup_swiglu, run_swiglu_backward},
-        {"attention_forward", "attention_forward", false, setup_attention_benchmark,
+        {"attention_forward", "attention_forward", false, setup_attention_model,
          run_attention_forward},
-        {"attention_backward", "attention_backward", false, setup_attention_benchmark,
+        {"attention_backward", "attention_backward", false, setup_attention_model,
          run_attention_backward},
         {"attention_forward_quickstart", "attention_forward", false, setup_attention_quickstart,
          run_attention_forward},

@@ -1,39 +1,39 @@
-/* Router, sorting and permutation, at the sizes of the benchmark model: 2048 tokens of width 512,
- * 16 experts, top-2. The router's job is the first part of all others. */
+/* Router, sorting and permutation, at the sizes of the device's model. The router's job is the
+ * first part of all others. */
 #include "launch/op_cases.h"
-
-enum { EXPERTS = 16, TOP_K = 2 };
 
 static tsr_status setup_route(job *j)
 {
     tsr_route_args *r = &j->args.route;
-    const int64_t seq_len = job_size(j, 512, 20), batch = 4, tokens = batch * seq_len;
+    const int64_t seq_len = job_size(j, j->sizes->seq_len, 20), batch = j->sizes->batch;
+    const int64_t tokens = batch * seq_len;
+    const int experts = j->sizes->experts, top_k = j->sizes->top_k;
     void *logits = NULL, *dweight = NULL;
 
     *r = (tsr_route_args){.tokens = tokens,
                           .seq_len = seq_len,
-                          .experts = EXPERTS,
-                          .top_k = TOP_K,
+                          .experts = experts,
+                          .top_k = top_k,
                           .renormalize = true,
                           .scale = 1.0f,
                           .aux_factor = 0.01f,
                           .z_factor = 0.001f};
-    TSR_TRY(job_block(j, TSR_F32, tokens * EXPERTS, 1.0f, &logits));
-    TSR_TRY(job_block(j, TSR_F32, tokens * TOP_K, 1.0f, &dweight));
-    TSR_TRY(job_block(j, TSR_F32, tokens * EXPERTS, 0.0f, &r->scores));
-    TSR_TRY(job_block(j, TSR_F32, tokens * TOP_K, 0.0f, &r->index));
-    TSR_TRY(job_block(j, TSR_F32, tokens * TOP_K, 0.0f, &r->weight));
-    TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * EXPERTS, 0.0f, &r->counts));
-    TSR_TRY(job_block(j, TSR_F32, batch * EXPERTS, 0.0f, &r->balance));
-    TSR_TRY(job_block(j, TSR_F32, batch * EXPERTS, 0.0f, &r->score_means));
+    TSR_TRY(job_block(j, TSR_F32, tokens * experts, 1.0f, &logits));
+    TSR_TRY(job_block(j, TSR_F32, tokens * top_k, 1.0f, &dweight));
+    TSR_TRY(job_block(j, TSR_F32, tokens * experts, 0.0f, &r->scores));
+    TSR_TRY(job_block(j, TSR_F32, tokens * top_k, 0.0f, &r->index));
+    TSR_TRY(job_block(j, TSR_F32, tokens * top_k, 0.0f, &r->weight));
+    TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * experts, 0.0f, &r->counts));
+    TSR_TRY(job_block(j, TSR_F32, batch * experts, 0.0f, &r->balance));
+    TSR_TRY(job_block(j, TSR_F32, batch * experts, 0.0f, &r->score_means));
     TSR_TRY(job_block(j, TSR_F32, tokens, 0.0f, &r->z));
-    TSR_TRY(job_block(j, TSR_F32, tokens * EXPERTS, 0.0f, &r->dlogits));
+    TSR_TRY(job_block(j, TSR_F32, tokens * experts, 0.0f, &r->dlogits));
     r->logits = logits;
     r->dweight = dweight;
     TSR_TRY(tsr_op_route_forward(j->device, r, j->stream));
-    job_output(j, r->scores, TSR_F32, tokens * EXPERTS);
-    job_output(j, r->weight, TSR_F32, tokens * TOP_K);
-    job_output(j, r->dlogits, TSR_F32, tokens * EXPERTS);
+    job_output(j, r->scores, TSR_F32, tokens * experts);
+    job_output(j, r->weight, TSR_F32, tokens * top_k);
+    job_output(j, r->dlogits, TSR_F32, tokens * experts);
     return TSR_OK;
 }
 
@@ -56,11 +56,12 @@ static tsr_status setup_sort(job *j)
     *s = (tsr_sort_args){.index = route.index,
                          .weight = route.weight,
                          .tokens = route.tokens,
-                         .experts = EXPERTS,
-                         .top_k = TOP_K,
-                         .max_rows = route.tokens * TOP_K + (int64_t)EXPERTS * TSR_ROW_ALIGN};
-    TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * (EXPERTS + 1), 0.0f, &s->offsets));
-    TSR_TRY(job_block(j, TSR_F32, route.tokens * TOP_K, 0.0f, &s->row_of));
+                         .experts = route.experts,
+                         .top_k = route.top_k,
+                         .max_rows =
+                             route.tokens * route.top_k + (int64_t)route.experts * TSR_ROW_ALIGN};
+    TSR_TRY(job_block(j, TSR_F32, (int64_t)2 * (s->experts + 1), 0.0f, &s->offsets));
+    TSR_TRY(job_block(j, TSR_F32, route.tokens * route.top_k, 0.0f, &s->row_of));
     TSR_TRY(job_block(j, TSR_F32, s->max_rows, 0.0f, &s->token_of));
     TSR_TRY(job_block(j, TSR_F32, s->max_rows, 0.0f, &s->row_weight));
     j->output_count = 0;
@@ -82,8 +83,8 @@ static tsr_status setup_permute(job *j)
 
     *p = (tsr_permute_args){.token_of = sort.token_of,
                             .offsets = sort.offsets,
-                            .experts = EXPERTS,
-                            .width = job_size(j, 512, 70),
+                            .experts = sort.experts,
+                            .width = job_size(j, j->sizes->width, 70),
                             .dtype = j->dtype};
     TSR_TRY(job_block(j, j->dtype, sort.tokens * p->width, 1.0f, &tokens));
     TSR_TRY(job_block(j, j->dtype, sort.max_rows * p->width, 0.0f, &p->rows));
@@ -107,8 +108,8 @@ static tsr_status setup_unpermute(job *j)
 
     *u = (tsr_unpermute_args){.row_of = sort.row_of,
                               .tokens = sort.tokens,
-                              .width = job_size(j, 512, 70),
-                              .top_k = TOP_K,
+                              .width = job_size(j, j->sizes->width, 70),
+                              .top_k = sort.top_k,
                               .dtype = j->dtype};
     TSR_TRY(job_block(j, j->dtype, sort.max_rows * u->width, 1.0f, &rows));
     TSR_TRY(job_block(j, TSR_F32, sort.tokens * u->width, 1.0f, &base));

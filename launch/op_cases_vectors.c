@@ -3,7 +3,7 @@
 
 static tsr_status setup_vector(job *j)
 {
-    const int64_t count = job_size(j, (int64_t)1 << 24, 5000);
+    const int64_t count = job_size(j, j->sizes->vector, 5000);
 
     j->args.vector.count = count;
     TSR_TRY(job_block(j, TSR_F32, count, 1.0f, &j->args.vector.x));
@@ -40,16 +40,14 @@ static tsr_status run_add(job *j)
 static tsr_status setup_sum_squares(job *j)
 {
     TSR_TRY(setup_vector(j));
-    job_output(j, j->args.vector.y, TSR_F32, 1);
+    job_output_f64(j, j->args.vector.sum, 1);
     return TSR_OK;
 }
 
 static tsr_status run_sum_squares(job *j)
 {
-    TSR_TRY(tsr_op_sum_squares(j->device, j->args.vector.x, j->args.vector.count,
-                               j->args.vector.sum, j->stream));
-    j->args.vector.y[0] = (float)*j->args.vector.sum; /* where the check finds it */
-    return TSR_OK;
+    return tsr_op_sum_squares(j->device, j->args.vector.x, j->args.vector.count, j->args.vector.sum,
+                              j->stream);
 }
 
 static tsr_status setup_adamw(job *j)
@@ -57,7 +55,7 @@ static tsr_status setup_adamw(job *j)
     tsr_adamw_args *a = &j->args.adamw;
     void *grad = NULL;
 
-    *a = (tsr_adamw_args){.count = job_size(j, (int64_t)1 << 23, 5000),
+    *a = (tsr_adamw_args){.count = job_size(j, j->sizes->parameters, 5000),
                           .lr = 1e-3f,
                           .beta1 = 0.9f,
                           .beta2 = 0.95f,
@@ -88,13 +86,16 @@ static tsr_status run_adamw(job *j)
 static tsr_status fill_tokens(job *j, int64_t count, int64_t vocab, const int32_t **out)
 {
     int32_t *token = NULL;
+    void *far = NULL;
 
-    TSR_TRY(job_block(j, TSR_F32, count, 0.0f, &token));
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, count, sizeof *token, (void **)&token));
     for (int64_t t = 0; t < count; ++t) {
         token[t] = (int32_t)(tsr_rng_uniform(41, (uint64_t)t) * (double)vocab);
     }
-    *out = token;
-    return TSR_OK;
+    const tsr_status st = job_copy(j, token, (size_t)count * sizeof *token, &far);
+    tsr_mem_free(token);
+    *out = far;
+    return st;
 }
 
 static tsr_status setup_embedding(job *j)
@@ -102,9 +103,9 @@ static tsr_status setup_embedding(job *j)
     tsr_embedding_args *e = &j->args.embedding;
     void *table = NULL, *dx = NULL;
 
-    *e = (tsr_embedding_args){.tokens = job_size(j, 2048, 50),
-                              .vocab = job_size(j, 256, 40),
-                              .width = job_size(j, 512, 33),
+    *e = (tsr_embedding_args){.tokens = job_tokens(j, 50),
+                              .vocab = job_size(j, j->sizes->vocab, 40),
+                              .width = job_size(j, j->sizes->width, 33),
                               .dtype = j->dtype,
                               .accumulate = true};
     TSR_TRY(fill_tokens(j, e->tokens, e->vocab, &e->token));
@@ -163,7 +164,7 @@ static tsr_status setup_entropy(job *j, int64_t rows, int64_t vocab)
 
 static tsr_status setup_cross_entropy(job *j)
 {
-    return setup_entropy(j, 2048, 256);
+    return setup_entropy(j, j->sizes->entropy_rows, j->sizes->vocab);
 }
 
 static tsr_status setup_cross_entropy_32k(job *j)

@@ -291,7 +291,8 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
         sum[SUM_BYTES + link] = (double)(bytes[link] - t->bytes_before[link]);
         t->bytes_before[link] = bytes[link];
     }
-    sum[SUM_SLOTS + tsr_comm_rank(t->w->comm)] = (double)tsr_mem_peak_resident();
+    sum[SUM_SLOTS + tsr_comm_rank(t->w->comm)] =
+        (double)tsr_mem_peak_resident() + (double)tsr_device_peak_bytes(t->device);
     TSR_TRY(tsr_comm_all_reduce_f64(t->w->comm, sum, t->totals_count, TSR_REDUCE_SUM));
     return sum[SUM_FAILED] > 0.0 ? tsr_comm_agree(t->w->comm, local) : TSR_OK;
 }
@@ -308,11 +309,35 @@ static tsr_status update_router_bias(trainer *t)
     return send_router_bias(t);
 }
 
+const char *step_part_name(step_part part)
+{
+    static const char *const names[STEP_PARTS] = {"forward_backward", "reduce", "totals",
+                                                  "update"};
+
+    return names[part];
+}
+
+/* A part has ended: its time, and that of the next one's beginning. */
+static void end_part(step_result *result, step_part part, int64_t step, int64_t *began_ns)
+{
+    const int64_t now = tsr_trace_clock();
+
+    result->part_ms[part] = 1e-6 * (double)(now - *began_ns);
+    tsr_trace_end(TSR_TRACE_STEP, step_part_name(part), step, *began_ns);
+    *began_ns = now;
+}
+
+const double *trainer_counts(const trainer *t)
+{
+    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->w->comm) : NULL;
+}
+
 tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const step_flags *flags,
                         step_result *result_out)
 {
     const int64_t step = t->step + 1;
-    const double start = peak_clock_s();
+    const int64_t start = tsr_trace_clock();
+    int64_t part_start = start;
     tsr_stage_sums sums = {0};
     step_result result = {.lr = tsr_lr_at(&t->s->optim, step, t->s->train.steps)};
     double squares = 0.0;
@@ -324,9 +349,11 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
 
     /* A rank that failed goes on to the exchange, where the others learn of it. */
+    end_part(&result, STEP_FORWARD_BACKWARD, step, &part_start);
     tsr_comm_set_phase("gradient reduce-scatter", step);
     TSR_TRY(tsr_optimizer_reduce(t->optimizer, t->stream));
     TSR_TRY(tsr_optimizer_grad_squares(t->optimizer, t->stream, &squares));
+    end_part(&result, STEP_REDUCE, step, &part_start);
     tsr_comm_set_phase("step totals", step);
     TSR_TRY(exchange_totals(t, &sums, flags, local, squares));
     read_totals(t, &result);
@@ -337,15 +364,17 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
         "the last checkpoint with a smaller optim.lr or optim.clip_norm",
         (long long)step, result.loss, result.grad_norm);
 
+    end_part(&result, STEP_TOTALS, step, &part_start);
     tsr_comm_set_phase("optimizer and weight all-gather", step);
     TSR_TRY(tsr_optimizer_step(t->optimizer, step, result.lr, result.grad_norm, t->stream));
     TSR_TRY(update_router_bias(t));
     TSR_TRY(tsr_stream_wait(t->stream));
+    end_part(&result, STEP_UPDATE, step, &part_start);
     t->step = step;
     t->tokens_seen += result.tokens;
     result.tokens_seen = t->tokens_seen;
     t->data_position += t->s->train.global_batch;
-    const double seconds = peak_clock_s() - start;
+    const double seconds = 1e-9 * (double)(part_start - start);
     result.ms = 1e3 * seconds;
     result.tokens_per_s = (double)result.tokens / seconds;
     result.gemm_share =

@@ -64,15 +64,28 @@ typedef struct step_flags {
     tsr_ckpt_phase checkpoint;
 } step_flags;
 
-/** Equal on all ranks but `ms`. */
+/** Parts of a step's time, in order. */
+typedef enum step_part {
+    STEP_FORWARD_BACKWARD = 0,
+    STEP_REDUCE, /* gradients to their owners, and their norm */
+    STEP_TOTALS, /* the one exchange: it waits for the slowest rank */
+    STEP_UPDATE, /* optimizer, and new weights to all */
+    STEP_PARTS
+} step_part;
+
+/** Word of metrics.jsonl. */
+const char *step_part_name(step_part part);
+
+/** Equal on all ranks but `ms` and `part_ms`. */
 typedef struct step_result {
     double loss, aux_loss, grad_norm, lr, ms, tokens_per_s, gemm_share;
+    double part_ms[STEP_PARTS];
     double expert_max_over_mean; /* of the worst layer; 0 without experts */
     int worst_layer;
     int64_t tokens;          /* of this step */
     int64_t tokens_seen;     /* of the run so far */
     double bytes[TSR_LINKS]; /* sent by all ranks since the step before */
-    double mem_bytes;        /* peak resident of the largest rank */
+    double mem_bytes;        /* peak resident and device memory of the largest rank */
     int stop_wanted, checkpoint_written, checkpoint_failed; /* ranks */
 } step_result;
 
@@ -84,6 +97,10 @@ typedef struct step_result {
  */
 TSR_NODISCARD tsr_status trainer_step(trainer *t, trainer_source *source, void *context,
                                       const step_flags *flags, step_result *result_out);
+
+/** [L,E] tokens that went to each expert in the last step, of all ranks; NULL without experts.
+ *  Borrowed. */
+const double *trainer_counts(const trainer *t);
 
 /** Mean loss over a reader's first windows: max_tokens / seq_len of them, at least one (0: all).
  *  Collective. */

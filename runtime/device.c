@@ -115,6 +115,11 @@ bool tsr_device_has_fast_bf16(const tsr_device *device)
     return device->has_fast_bf16;
 }
 
+size_t tsr_device_peak_bytes(const tsr_device *device)
+{
+    return device->peak_bytes;
+}
+
 bool tsr_device_is_host(const tsr_device *device)
 {
     return device->is_host;

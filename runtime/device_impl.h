@@ -65,7 +65,8 @@ struct tsr_device { /* base of every backend's device */
     const tsr_device_ops *ops;
     int threads;
     bool has_fast_bf16;
-    bool is_host; /* its memory is the host's own */
+    bool is_host;      /* its memory is the host's own */
+    size_t peak_bytes; /* most of its memory in use at once; 0 if is_host */
     char name[32];
     char description[128];
 };

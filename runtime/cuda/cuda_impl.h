@@ -24,6 +24,7 @@ typedef struct tsr_cuda_device {
     struct tsr_cuda_grouped *grouped; /* grouped.c */
     struct tsr_cuda_attention *attention; /* attention_cudnn.c: handle and plans */
     tsr_cuda_block *blocks;
+    size_t live_bytes;       /* of GPU memory in blocks */
     cudaStream_t own_stream; /* for what no caller's stream is given */
     void *workspace;         /* scratch of the operators, used by one stream after the other */
     size_t workspace_bytes;

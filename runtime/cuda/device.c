@@ -36,16 +36,23 @@ struct tsr_cuda_block {
     void *at;
     size_t bytes;
     tsr_mem_tag tag;
+    bool is_staging; /* pinned host memory */
 };
 
-static tsr_status record_block(tsr_cuda_device *self, tsr_mem_tag tag, size_t bytes, void *at)
+static tsr_status record_block(tsr_cuda_device *self, tsr_mem_tag tag, size_t bytes, void *at,
+                               bool is_staging)
 {
     tsr_cuda_block *record = NULL;
 
     TSR_TRY(tsr_mem_alloc(tag, sizeof *record, (void **)&record));
-    *record = (tsr_cuda_block){.next = self->blocks, .at = at, .bytes = bytes, .tag = tag};
+    *record = (tsr_cuda_block){
+        .next = self->blocks, .at = at, .bytes = bytes, .tag = tag, .is_staging = is_staging};
     self->blocks = record;
     tsr_mem_count_bytes(tag, (int64_t)bytes);
+    self->live_bytes += is_staging ? 0 : bytes;
+    if (self->live_bytes > self->base.peak_bytes) {
+        self->base.peak_bytes = self->live_bytes;
+    }
     return TSR_OK;
 }
 
@@ -56,6 +63,7 @@ static void forget_block(tsr_cuda_device *self, const void *at)
             tsr_cuda_block *const record = *link;
 
             *link = record->next;
+            self->live_bytes -= record->is_staging ? 0 : record->bytes;
             tsr_mem_count_bytes(record->tag, -(int64_t)record->bytes);
             tsr_mem_free(record);
             return;
@@ -91,7 +99,7 @@ static tsr_status cuda_alloc(tsr_device *device, tsr_mem_tag tag, size_t bytes, 
     TSR_TRY(tsr_cuda_check(code, "cudaMalloc", __FILE__, __LINE__));
     TSR_CUDA_TRY_GOTO(cudaMemsetAsync(block, 0, taken, self->own_stream), err_free);
     TSR_CUDA_TRY_GOTO(cudaStreamSynchronize(self->own_stream), err_free);
-    TSR_TRY_GOTO(record_block(self, tag, bytes, block), err_free);
+    TSR_TRY_GOTO(record_block(self, tag, bytes, block, false), err_free);
     *out = block;
     return TSR_OK;
 
@@ -119,7 +127,7 @@ static tsr_status cuda_alloc_staging(tsr_device *device, tsr_mem_tag tag, size_t
     TSR_TRY(make_current(device));
     TSR_CUDA_TRY(cudaHostAlloc(&block, taken, cudaHostAllocDefault));
     memset(block, 0, taken);
-    TSR_TRY_GOTO(record_block((tsr_cuda_device *)device, tag, bytes, block), err_free);
+    TSR_TRY_GOTO(record_block((tsr_cuda_device *)device, tag, bytes, block, true), err_free);
     *out = block;
     return TSR_OK;
 

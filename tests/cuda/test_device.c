@@ -32,6 +32,28 @@ static void it_says_what_it_is(void **state)
     close_rig(&r);
 }
 
+static void the_peak_is_of_device_memory_alone(void **state)
+{
+    rig r = open_emulated();
+    const size_t before = tsr_device_peak_bytes(r.device);
+    void *first = NULL, *second = NULL, *staging = NULL;
+
+    (void)state;
+    assert_ok(tsr_device_alloc(r.device, TSR_MEM_GRADIENTS, before + 1000, &first));
+    tsr_device_free(r.device, first);
+    const size_t peak = tsr_device_peak_bytes(r.device);
+    assert_true(peak >= before + 1000);
+    assert_ok(tsr_device_alloc_staging(r.device, TSR_MEM_GRADIENTS, 2 * peak, &staging));
+    assert_ok(tsr_device_alloc(r.device, TSR_MEM_GRADIENTS, 500, &first));
+    assert_int_equal(tsr_device_peak_bytes(r.device), peak);
+    assert_ok(tsr_device_alloc(r.device, TSR_MEM_GRADIENTS, peak, &second));
+    assert_true(tsr_device_peak_bytes(r.device) >= peak + 500);
+    tsr_device_free(r.device, second);
+    tsr_device_free(r.device, first);
+    tsr_device_free_staging(r.device, staging);
+    close_rig(&r);
+}
+
 static void memory_is_zero_aligned_and_counted(void **state)
 {
     rig r = open_emulated();
@@ -187,6 +209,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_says_what_it_is),
+        cmocka_unit_test(the_peak_is_of_device_memory_alone),
         cmocka_unit_test(memory_is_zero_aligned_and_counted),
         cmocka_unit_test(too_much_memory_is_refused_with_figures),
         cmocka_unit_test(events_order_streams),

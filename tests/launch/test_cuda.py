@@ -69,6 +69,19 @@ def checkpoints_cross_devices():
         check(text[0] == text[1] and len(text[0]) >= 14, f"{text}")
 
 
+def every_operator_is_checked_and_timed():
+    with Folder() as folder:
+        done = run(folder, 0, "bench", "ops", "--device", "cuda", "--toy", "--rounds", "1", "--json", env=EMULATED)
+        check(done.returncode == 0, done.stderr)
+        figures = json.loads(done.stdout)
+        check(figures["device"] == "cuda:emulated" and figures["copy_gb_per_s"] > 0, done.stdout[:300])
+        names = {case["case"] for case in figures["cases"]}
+        check({"gemm_forward", "gate_up_wgrad", "attention_backward", "sort_by_expert", "adamw"} <= names, f"{names}")
+        check(all(case["us_bound"] > 0 and case["share"] > 0 for case in figures["cases"]), done.stdout)
+        done = run(folder, 0, "bench", "ops", "--device", "cuda:x")
+        check(done.returncode == 2 and "device = cuda:x" in done.stderr, done.stderr)
+
+
 def missing_module_or_gpu_is_one_clear_error():
     with Folder() as folder:
         done = run(folder, 0, "train", "run.ini", *GPU)
@@ -80,5 +93,5 @@ if not os.path.exists(os.path.join(os.path.dirname(TESSERA), "libtessera_cuda_em
     print("the emulated CUDA module is not built: no CUDA toolkit headers")
     sys.exit(77)
 TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, same_run_repeats,
-         checkpoints_cross_devices, missing_module_or_gpu_is_one_clear_error]
+         checkpoints_cross_devices, every_operator_is_checked_and_timed, missing_module_or_gpu_is_one_clear_error]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
