@@ -90,7 +90,12 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
         metrics_short(r->tokens_per_s, rate), 100.0 * r->gemm_share, experts, r->mem_bytes * gib,
         eta);
     (void)fflush(m->people);
-    write_line(m, json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:{s:I,s:I,s:I,s:I},s:f}",
+    json_t *parts = json_object();
+    for (int part = 0; part < STEP_PARTS; ++part) {
+        (void)json_object_set_new(parts, step_part_name((step_part)part),
+                                  json_real(r->part_ms[part]));
+    }
+    write_line(m, json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:{s:I,s:I,s:I,s:I},s:f,s:o}",
                             "step", (json_int_t)step, "tokens", (json_int_t)r->tokens_seen, "loss",
                             r->loss, "aux_loss", r->aux_loss, "grad_norm", r->grad_norm, "lr",
                             r->lr, "ms", r->ms, "tokens_per_s", r->tokens_per_s, "gemm_share",
@@ -99,7 +104,7 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
                             (json_int_t)r->bytes[TSR_LINK_INTRA_NODE], "in_plane",
                             (json_int_t)r->bytes[TSR_LINK_IN_PLANE], "cross_plane",
                             (json_int_t)r->bytes[TSR_LINK_CROSS_PLANE], "mem_gib",
-                            r->mem_bytes * gib));
+                            r->mem_bytes * gib, "parts_ms", parts));
 }
 
 void metrics_validation(metrics *m, int64_t step, double loss, int64_t tokens)

@@ -18,6 +18,12 @@ static const tsr_option run_options[] = {
      "threads a rank; 0: its share of the cores it may use", offsetof(run_config, threads)},
     {"run", "timeout_s", TSR_OPTION_REAL, "600", 1, 86400, NULL, "s",
      "a peer that does not answer for so long ends the run", offsetof(run_config, timeout_s)},
+    {"run", "loads_every", TSR_OPTION_INT, "0", 0, 1e12, NULL, "steps",
+     "write the tokens of each expert to loads.csv every so many steps; 0: never",
+     offsetof(run_config, loads_every)},
+    {"run", "trace_steps", TSR_OPTION_INT, "0", 0, 1000, NULL, "steps",
+     "record so many steps, from the third on, for trace viewers: trace/rank-0000.json, ...",
+     offsetof(run_config, trace_steps)},
 };
 
 static const tsr_option train_options[] = {

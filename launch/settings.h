@@ -13,6 +13,7 @@ typedef struct run_config {
     int device; /* device_choice */
     int64_t threads;
     double timeout_s;
+    int64_t loads_every, trace_steps;
 } run_config;
 
 /** Values of section [train]. */

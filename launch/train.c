@@ -2,6 +2,7 @@
 #include "launch/banner.h"
 #include "launch/cli.h"
 #include "launch/metrics.h"
+#include "launch/recording.h"
 #include "launch/resume.h"
 #include "launch/trainer.h"
 
@@ -19,6 +20,7 @@ typedef struct train_run {
     tsr_data *train_data, *valid_data;
     tsr_ckpt_writer *writer;
     metrics shown;
+    recording kept;
     char *config_text;
     int64_t first_step;            /* steps done before this start */
     int64_t saved_step;            /* newest step handed to the writer */
@@ -223,9 +225,12 @@ static tsr_status loop(train_run *run)
                                   .checkpoint = tsr_ckpt_local_phase(run->writer)};
         step_result result;
 
+        TSR_TRY(recording_before_step(&run->kept, run->t.step));
         TSR_TRY(trainer_step(&run->t, next_sample, run, &flags, &result));
         run->loss = result.loss;
         metrics_step(&run->shown, run->t.step, &result);
+        recording_loads(&run->kept, run->t.step, trainer_counts(&run->t), run->t.weights.layers,
+                        run->t.weights.experts);
         TSR_TRY(progress_save(run, &result));
         stopped = result.stop_wanted > 0;
         if (!stopped && is_due(run->t.step, s->train.valid_every) && run->t.step < s->train.steps) {
@@ -274,6 +279,7 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
     TSR_TRY(trainer_create(&run->t, &run->s, run->w));
     TSR_TRY(start_state(run, resume));
     TSR_TRY(tsr_comm_agree(comm, is_first ? open_run_folder(run) : TSR_OK));
+    TSR_TRY(tsr_comm_agree(comm, recording_open(&run->kept, &run->s.run, comm, run->first_step)));
     TSR_TRY(create_writer(run));
     const char *kill_at = getenv("TESSERA_TEST_KILL_AT"); /* for tests: die while saving */
     tsr_ckpt_kill_at(kill_at != NULL ? atoi(kill_at) : 0);
@@ -316,6 +322,7 @@ static void print_json(const train_run *run)
 static void close_run(train_run *run)
 {
     metrics_close(&run->shown);
+    recording_close(&run->kept);
     tsr_ckpt_writer_destroy(&run->writer);
     trainer_destroy(&run->t);
     tsr_data_close(&run->train_data);

@@ -1,0 +1,85 @@
+/* The communicators of one group of the mesh. */
+#include "parallel/mesh_impl.h"
+
+/* Ranks on node 0, which all nodes must have; 0: nodes differ in number or in a place's plane. */
+static int ranks_a_node(const tsr_seat *seats, int size, int nodes)
+{
+    const int each = size / nodes;
+
+    for (int rank = 0; rank < size; ++rank) {
+        int on_node = 0;
+
+        for (int other = 0; other < size; ++other) {
+            on_node += seats[other].node == seats[rank].node;
+            if (seats[other].local == seats[rank].local &&
+                seats[other].plane != seats[rank].plane) {
+                return 0;
+            }
+        }
+        if (on_node != each || size % nodes != 0) {
+            return 0;
+        }
+    }
+    return each;
+}
+
+tsr_status mesh_group_open(tsr_group *group, bool *is_irregular_out)
+{
+    const int size = tsr_comm_size(group->flat), rank = tsr_comm_rank(group->flat);
+    const tsr_seat *seats = tsr_comm_seats(group->flat);
+    int nodes = 1;
+
+    group->host.all = group->flat;
+    for (int r = 0; r < size; ++r) {
+        nodes = seats[r].node >= nodes ? seats[r].node + 1 : nodes;
+    }
+    const int each = ranks_a_node(seats, size, nodes);
+    *is_irregular_out = nodes > 1 && each == 0;
+    if (nodes > 1 && each > 1) {
+        TSR_TRY(
+            tsr_comm_split(group->flat, seats[rank].node, seats[rank].local, &group->host.node));
+        TSR_TRY(
+            tsr_comm_split(group->flat, seats[rank].local, seats[rank].node, &group->host.rail));
+        TSR_TRY(tsr_comm_create_planes(group->flat, group->host.node, group->host.rail,
+                                       &group->host.all));
+    }
+    group->device = group->host;
+    return TSR_OK;
+}
+
+tsr_status mesh_group_use_nccl(tsr_group *group, tsr_device *device,
+                               const tsr_nccl_options *options)
+{
+    if (tsr_comm_size(group->flat) == 1) {
+        return TSR_OK;
+    }
+    group->device = (tsr_routes){0};
+    if (group->host.rail == NULL) {
+        return tsr_comm_create_nccl(group->flat, device, options, &group->device.all);
+    }
+    TSR_TRY(tsr_comm_create_nccl(group->host.node, device, options, &group->device.node));
+    TSR_TRY(tsr_comm_create_nccl(group->host.rail, device, options, &group->device.rail));
+    return tsr_comm_create_planes(group->flat, group->device.node, group->device.rail,
+                                  &group->device.all);
+}
+
+static void destroy_routes(tsr_routes *routes, const tsr_comm *flat)
+{
+    if (routes->all != flat) {
+        tsr_comm_destroy(&routes->all);
+    }
+    tsr_comm_destroy(&routes->rail);
+    tsr_comm_destroy(&routes->node);
+}
+
+void mesh_group_close(tsr_group *group, bool owns_flat)
+{
+    if (group->device.all != group->host.all) {
+        destroy_routes(&group->device, group->flat);
+    }
+    destroy_routes(&group->host, group->flat);
+    if (owns_flat) {
+        tsr_comm_destroy(&group->flat);
+    }
+    *group = (tsr_group){0};
+}
