@@ -292,7 +292,7 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
         t->bytes_before[link] = bytes[link];
     }
     sum[SUM_SLOTS + tsr_comm_rank(t->w->comm)] =
-        (double)tsr_mem_peak_resident();
+        (double)tsr_mem_peak_resident() + (double)tsr_device_peak_bytes(t->device);
     TSR_TRY(tsr_comm_all_reduce_f64(t->w->comm, sum, t->totals_count, TSR_REDUCE_SUM));
     return sum[SUM_FAILED] > 0.0 ? tsr_comm_agree(t->w->comm, local) : TSR_OK;
 }
