@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
-from runs import TESSERA, Folder, check, main
+from runs import TESSERA, Folder, check, main, train
 
 
 def report(folder, *words):
@@ -67,6 +67,21 @@ def pictures_are_drawn():
             check("</svg>" in text and len(re.findall("<path|<image", text)) > 0, f"{name}.svg is empty")
 
 
+def a_run_records_loads_and_a_trace():
+    with Folder() as folder:
+        train(folder, 2, "--set", "run.loads_every=2", "--set", "run.trace_steps=2", "--set", "train.steps=6")
+        rows = [line.split(",") for line in open(folder.at("run", "loads.csv")).read().splitlines()]
+        check([row[:2] for row in rows] == [[str(step), str(layer)] for step in (2, 4, 6) for layer in (0, 1)], rows)
+        check(all(sum(map(int, row[2:])) == 7 * 17 * 2 for row in rows), rows)  # batch * S * K
+        for rank in range(2):
+            spans = json.load(open(folder.at("run", "trace", f"rank-{rank:04d}.json")))
+            steps = {span["args"]["number"] for span in spans["traceEvents"] if span.get("tid") == 0 and span["ph"] == "X"}
+            check(spans["spansLeftOut"] == 0 and steps == {3, 4}, spans)
+        told = json.loads(report(folder.at("run"), "--json").stdout)
+        check(told["over_steps"]["forward_backward"]["median"] > 0, told)
+        check(os.path.exists(folder.at("run", "report", "loads.svg")) or shutil.which("gnuplot") is None, "no heat map")
+
+
 def bad_runs_are_told():
     with Folder() as made:
         folder = made.path
@@ -81,4 +96,4 @@ def bad_runs_are_told():
 
 
 
-main([later_lines_count_and_damage_is_told, pictures_are_drawn, bad_runs_are_told])
+main([later_lines_count_and_damage_is_told, pictures_are_drawn, a_run_records_loads_and_a_trace, bad_runs_are_told])
