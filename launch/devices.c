@@ -26,19 +26,40 @@ static bool has_gpu(void)
     return access("/dev/nvidiactl", F_OK) == 0 || access("/dev/dxg", F_OK) == 0;
 }
 
+/* Where CUDA's libraries may be besides the usual places: an own toolkit, Python environments. */
+static tsr_status search_environment(void)
+{
+    static const struct {
+        const char *variable, *below;
+    } places[] = {
+        {"CUDA_HOME", "lib64"},
+        {"VIRTUAL_ENV", "lib/python3*/site-packages/nvidia/*/lib"},
+        {"CONDA_PREFIX", "lib/python3*/site-packages/nvidia/*/lib"},
+        {"CONDA_PREFIX", "lib"},
+        {"HOME", ".local/lib/python3*/site-packages/nvidia/*/lib"},
+    };
+    char folders[4 * TSR_TEXT_MAX] = "";
+    size_t used = 0;
+
+    for (size_t i = 0; i < sizeof places / sizeof *places; ++i) {
+        const char *base = getenv(places[i].variable);
+        const size_t length = base != NULL ? strlen(base) : 0;
+
+        if (length > 0 && used + length + strlen(places[i].below) + 3 < sizeof folders) {
+            used += (size_t)snprintf(folders + used, sizeof folders - used, "%s%s/%s",
+                                     used > 0 ? ":" : "", base, places[i].below);
+        }
+    }
+    return tsr_cuda_module_search(folders);
+}
+
 tsr_status devices_open(device_choice choice, const world *w, int threads, tsr_device **out)
 {
     char name[32] = "cpu";
-    const char *home = getenv("CUDA_HOME");
 
     if (choice == DEVICE_CUDA || (choice == DEVICE_AUTO && has_gpu())) {
         name_gpu(w, name);
-        if (home != NULL) {
-            char folder[TSR_TEXT_MAX];
-
-            (void)snprintf(folder, sizeof folder, "%.1000s/lib64", home);
-            TSR_TRY(tsr_cuda_module_search(folder));
-        }
+        TSR_TRY(search_environment());
     }
     return tsr_device_open(name, threads, out);
 }

@@ -1,5 +1,6 @@
 /* `tessera doctor`: is this machine, and this way of starting, fit to train? */
 #include "launch/cli.h"
+#include "launch/devices.h"
 #include "launch/version.h"
 #include "launch/world.h"
 
@@ -20,11 +21,14 @@ static const cli_option doctor_options[] = {
     {NULL, NULL, NULL},
 };
 
+enum { FILES_MAX = 4096 };
+
 /* What each rank tells. */
 typedef struct rank_report {
     char host[64], binding[64], device[160];
+    char gpu[512]; /* or why there is none */
     int cores, threads;
-    int has_fast_bf16;
+    int has_fast_bf16, has_gpu;
     double memory_bytes, free_bytes;
 } rank_report;
 
@@ -57,6 +61,30 @@ static void describe_binding(char text[64])
     hwloc_bitmap_free(set);
 }
 
+/* Open the GPU as a run would, NCCL's module too: what fails is told, and is no failure. Both stay
+ * in the process, so that the files taken can be listed. */
+static void report_gpu(const world *w, rank_report *mine)
+{
+    tsr_device *device = NULL;
+    void *module = NULL;
+
+    mine->has_gpu = devices_open(DEVICE_CUDA, w, mine->threads, &device) == TSR_OK;
+    if (!mine->has_gpu) {
+        (void)snprintf(mine->gpu, sizeof mine->gpu, "%s", tsr_error_message());
+        return;
+    }
+    const char *name = tsr_device_name(device);
+    const bool is_emulated = strcmp(name, "cuda:emulated") == 0;
+    const bool has_nccl =
+        tsr_cuda_module_load(name,
+                             is_emulated ? "libtessera_nccl_emulated.so" : "libtessera_nccl.so",
+                             "-DTSR_CUDA=ON where NCCL is", &module) == TSR_OK;
+    (void)snprintf(
+        mine->gpu, sizeof mine->gpu, "%.24s, %.128s%s%.300s", name, tsr_device_description(device),
+        has_nccl ? "; NCCL" : "; collectives by mpi: ", has_nccl ? "" : tsr_error_message());
+    tsr_device_close(&device);
+}
+
 static tsr_status report_rank(const world *w, rank_report *mine)
 {
     tsr_device *device = NULL;
@@ -72,6 +100,7 @@ static tsr_status report_rank(const world *w, rank_report *mine)
                    tsr_device_description(device));
     mine->has_fast_bf16 = tsr_device_has_fast_bf16(device);
     tsr_device_close(&device);
+    report_gpu(w, mine);
     return TSR_OK;
 }
 
@@ -126,6 +155,24 @@ static void test_folder(const char *dir, disk_report *disk)
     (void)unlink(path);
 }
 
+/* Ranks that tell the same are told once; the files are this rank's. */
+static void print_gpus(const rank_report *all, int ranks)
+{
+    char files[FILES_MAX];
+
+    for (int r = 0; r < ranks; ++r) {
+        if (r == 0 || strcmp(all[r].gpu, all[r - 1].gpu) != 0) {
+            (void)printf("%s%s%s\n", r == 0 ? "cuda      " : "          ",
+                         all[r].has_gpu ? "" : "none: ", all[r].gpu);
+        }
+    }
+    tsr_cuda_module_files(files, sizeof files);
+    for (char *rest = NULL, *file = strtok_r(files, "\n", &rest); file != NULL;
+         file = strtok_r(NULL, "\n", &rest)) {
+        (void)printf("  %s\n", file);
+    }
+}
+
 static void print_text(const rank_report *all, int ranks, const disk_report *disk, const char *dir)
 {
     const double gib = 1.0 / 1073741824.0;
@@ -140,6 +187,7 @@ static void print_text(const rank_report *all, int ranks, const disk_report *dis
     }
     (void)printf("device    %s; bf16 multiply: %s\n", all[0].device,
                  all[0].has_fast_bf16 ? "yes" : "no, use precision.compute = f32");
+    print_gpus(all, ranks);
     (void)printf("folder    %s: %.1f GiB free, %.0f MB/s synced writes, file locks %s\n", dir,
                  disk->free_bytes * gib, disk->write_rate * 1e-6, disk->can_lock ? "work" : "fail");
     (void)printf("%s%s\n", disk->problem[0] != '\0' ? "problem   " : "all is well", disk->problem);
@@ -147,19 +195,27 @@ static void print_text(const rank_report *all, int ranks, const disk_report *dis
 
 static void print_json(const rank_report *all, int ranks, const disk_report *disk, const char *dir)
 {
-    json_t *rows = json_array();
+    json_t *rows = json_array(), *taken = json_array();
+    char files[FILES_MAX];
 
     for (int r = 0; r < ranks; ++r) {
         (void)json_array_append_new(
-            rows, json_pack("{s:s,s:s,s:i,s:i,s:s,s:b,s:f,s:f}", "host", all[r].host, "binding",
-                            all[r].binding, "cores", all[r].cores, "threads", all[r].threads,
-                            "device", all[r].device, "bf16", all[r].has_fast_bf16, "memory_bytes",
+            rows, json_pack("{s:s,s:s,s:i,s:i,s:s,s:b,s:b,s:s,s:f,s:f}", "host", all[r].host,
+                            "binding", all[r].binding, "cores", all[r].cores, "threads",
+                            all[r].threads, "device", all[r].device, "bf16", all[r].has_fast_bf16,
+                            "gpu", all[r].has_gpu, "cuda", all[r].gpu, "memory_bytes",
                             all[r].memory_bytes, "free_bytes", all[r].free_bytes));
     }
-    json_t *object = json_pack("{s:s,s:o,s:{s:s,s:b,s:b,s:f,s:f},s:s}", "version", TSR_VERSION,
-                               "ranks", rows, "folder", "path", dir, "writable", disk->is_writable,
-                               "locks", disk->can_lock, "free_bytes", disk->free_bytes,
-                               "write_bytes_per_s", disk->write_rate, "problem", disk->problem);
+    tsr_cuda_module_files(files, sizeof files);
+    for (char *rest = NULL, *file = strtok_r(files, "\n", &rest); file != NULL;
+         file = strtok_r(NULL, "\n", &rest)) {
+        (void)json_array_append_new(taken, json_string(file));
+    }
+    json_t *object =
+        json_pack("{s:s,s:o,s:o,s:{s:s,s:b,s:b,s:f,s:f},s:s}", "version", TSR_VERSION, "ranks",
+                  rows, "cuda_files", taken, "folder", "path", dir, "writable", disk->is_writable,
+                  "locks", disk->can_lock, "free_bytes", disk->free_bytes, "write_bytes_per_s",
+                  disk->write_rate, "problem", disk->problem);
     (void)json_dumpf(object, stdout, 0);
     (void)fputc('\n', stdout);
     json_decref(object);
@@ -199,7 +255,7 @@ static int run_doctor(const cli_values *values, world *w)
 const cli_command cli_doctor = {
     .name = "doctor",
     .arguments = "[--dir PATH]",
-    .summary = "Check ranks, cores, binding, memory, disk, file locks and libraries.",
+    .summary = "Check ranks, cores, binding, memory, GPUs, disk, file locks and libraries.",
     .details =
         "Start it as you would start a run, for example under mpirun -n 4. Ends with 1 when the\n"
         "folder is not fit to be a run folder, naming the remedy.\n",

@@ -15,7 +15,8 @@
 
 enum {
     SEARCH_MAX = 4096,
-    TRIES = 16 /* libraries that a module may need */
+    TRIES = 16, /* libraries that a module, or one of them, may need */
+    DEPTH = 3   /* of libraries that need others */
 };
 
 /* Where CUDA's libraries are when the system's own path does not have them; patterns of glob(). */
@@ -36,42 +37,6 @@ tsr_status tsr_cuda_module_search(const char *folders)
 
 /* ---- the libraries a module needs ----------------------------------------------------------- */
 
-/* Open `library` in the folders that match one pattern; they stay open as long as the process. */
-static bool open_in_pattern(const char *pattern, const char *library)
-{
-    char text[PATH_MAX + 130];
-    glob_t found = {0};
-    bool is_open = false;
-
-    (void)snprintf(text, sizeof text, "%s/%s", pattern, library);
-    if (glob(text, 0, NULL, &found) == 0) {
-        for (size_t i = 0; i < found.gl_pathc && !is_open; ++i) {
-            is_open = dlopen(found.gl_pathv[i], RTLD_NOW | RTLD_LOCAL) != NULL;
-        }
-    }
-    globfree(&found);
-    return is_open;
-}
-
-static bool open_in_list(const char *folders, const char *library)
-{
-    char pattern[PATH_MAX];
-
-    while (*folders != '\0') {
-        const size_t length = strcspn(folders, ":");
-
-        if (length != 0 && length < sizeof pattern) {
-            memcpy(pattern, folders, length);
-            pattern[length] = '\0';
-            if (open_in_pattern(pattern, library)) {
-                return true;
-            }
-        }
-        folders += length + (folders[length] == ':');
-    }
-    return false;
-}
-
 /* The loader's message names what it misses first: "libX.so.1: cannot open shared object file". */
 static bool missing_library(const char *message, char name[static 128])
 {
@@ -83,6 +48,66 @@ static bool missing_library(const char *message, char name[static 128])
     memcpy(name, message, length);
     name[length] = '\0';
     return strchr(name, '/') == NULL;
+}
+
+static bool open_library(const char *library, int depth);
+
+/* Open a library by its path, after those that it needs from other folders. */
+static bool open_path(const char *path, int depth)
+{
+    char missing[128];
+
+    for (int i = 0; i < TRIES; ++i) {
+        if (dlopen(path, RTLD_NOW | RTLD_LOCAL) != NULL) {
+            return true;
+        }
+        if (depth == 0 || !missing_library(dlerror(), missing) ||
+            !open_library(missing, depth - 1)) {
+            return false;
+        }
+    }
+    return false;
+}
+
+/* Open `library` in the folders that match one pattern; they stay open as long as the process. */
+static bool open_in_pattern(const char *pattern, const char *library, int depth)
+{
+    char text[PATH_MAX + 130];
+    glob_t found = {0};
+    bool is_open = false;
+
+    (void)snprintf(text, sizeof text, "%s/%s", pattern, library);
+    if (glob(text, 0, NULL, &found) == 0) {
+        for (size_t i = 0; i < found.gl_pathc && !is_open; ++i) {
+            is_open = open_path(found.gl_pathv[i], depth);
+        }
+    }
+    globfree(&found);
+    return is_open;
+}
+
+static bool open_in_list(const char *folders, const char *library, int depth)
+{
+    char pattern[PATH_MAX];
+
+    while (*folders != '\0') {
+        const size_t length = strcspn(folders, ":");
+
+        if (length != 0 && length < sizeof pattern) {
+            memcpy(pattern, folders, length);
+            pattern[length] = '\0';
+            if (open_in_pattern(pattern, library, depth)) {
+                return true;
+            }
+        }
+        folders += length + (folders[length] == ':');
+    }
+    return false;
+}
+
+static bool open_library(const char *library, int depth)
+{
+    return open_in_list(search, library, depth) || open_in_list(default_search, library, depth);
 }
 
 /* Open a module; a library that the loader misses is looked for, opened by its path, and then found
@@ -103,8 +128,7 @@ static tsr_status open_file(const char *device, const char *path, void **handle_
         TSR_CHECK(missing_library(message, missing), TSR_ERR_UNSUPPORTED,
                   "device = %s: %s cannot be opened: %.300s", device, path, message);
         TSR_CHECK(
-            open_in_list(search, missing) || open_in_list(default_search, missing),
-            TSR_ERR_UNSUPPORTED,
+            open_library(missing, DEPTH), TSR_ERR_UNSUPPORTED,
             "device = %s: %s is in none of the system's library folders%s%.400s and %s; install "
             "the CUDA libraries or name their folder in CUDA_HOME",
             device, missing, search[0] != '\0' ? ", " : "", search, default_search);

@@ -82,6 +82,15 @@ def every_operator_is_checked_and_timed():
         check(done.returncode == 2 and "device = cuda:x" in done.stderr, done.stderr)
 
 
+def doctor_says_what_was_taken():
+    with Folder() as folder:
+        emulated = json.loads(run(folder, 0, "doctor", "--json", env=EMULATED).stdout)
+        check(emulated["ranks"][0]["gpu"] and "cuda:emulated" in emulated["ranks"][0]["cuda"], f"{emulated}")
+        check(any(f.endswith("/libtessera_cuda_emulated.so") for f in emulated["cuda_files"]), f"{emulated}")
+        absent = run(folder, 0, "doctor", env={"TESSERA_CUDA": "cuda:77"})
+        check(absent.returncode == 0 and "cuda      none: device = cuda:77: " in absent.stdout, absent.stdout)
+
+
 def missing_module_or_gpu_is_one_clear_error():
     with Folder() as folder:
         done = run(folder, 0, "train", "run.ini", *GPU)
@@ -93,5 +102,6 @@ if not os.path.exists(os.path.join(os.path.dirname(TESSERA), "libtessera_cuda_em
     print("the emulated CUDA module is not built: no CUDA toolkit headers")
     sys.exit(77)
 TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, same_run_repeats,
-         checkpoints_cross_devices, every_operator_is_checked_and_timed, missing_module_or_gpu_is_one_clear_error]
+         checkpoints_cross_devices, every_operator_is_checked_and_timed, doctor_says_what_was_taken,
+         missing_module_or_gpu_is_one_clear_error]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
