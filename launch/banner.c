@@ -29,6 +29,28 @@ static void print_model(const settings *s, const tsr_param_table *table)
             metrics_short(per_token, flops));
 }
 
+/* "4 (pp 1 x dp 2 x ep 2) on 2 nodes, along planes, 3 of 6 experts each" */
+static void mesh_text(const settings *s, const tsr_mesh *mesh, char out[160])
+{
+    const int ranks = mesh->pp * mesh->dp * mesh->ep;
+    const int64_t experts = s->model.num_experts, each = experts / mesh->ep;
+    const tsr_seat *seats = tsr_comm_seats(mesh->world.flat);
+    int nodes = 1;
+
+    for (int r = 0; r < ranks; ++r) {
+        nodes = seats[r].node >= nodes ? seats[r].node + 1 : nodes;
+    }
+    int at = snprintf(out, 160, "%d (pp %d x dp %d x ep %d)", ranks, mesh->pp, mesh->dp, mesh->ep);
+    if (nodes > 1) {
+        at += snprintf(out + at, 160 - (size_t)at, " on %d nodes%s", nodes,
+                       mesh->world.host.rail != NULL ? ", along planes" : "");
+    }
+    if (mesh->ep > 1) {
+        (void)snprintf(out + at, 160 - (size_t)at, ", %lld%s of %lld experts each", (long long)each,
+                       experts % mesh->ep > 0 ? " or one more" : "", (long long)experts);
+    }
+}
+
 static void print_data(const settings *s, const tsr_data *train, const tsr_data *valid)
 {
     const double tokens_per_step = (double)s->train.global_batch * (double)s->data.seq_len;
@@ -48,12 +70,12 @@ static void print_data(const settings *s, const tsr_data *train, const tsr_data 
     }
 }
 
-static tsr_status print_memory(const settings *s, int ranks)
+static tsr_status print_memory(const settings *s, const tsr_mesh *mesh)
 {
     trainer_plan p;
     const double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
 
-    TSR_TRY(trainer_estimate(s, ranks, &p));
+    TSR_TRY(trainer_estimate(s, mesh, &p));
     tsr_log(TSR_LOG_INFO,
             "memory     %.2f GiB a rank: weights %.2f, gradients %.2f, optimizer %.2f, activations "
             "%.2f, "
@@ -67,13 +89,13 @@ static tsr_status print_memory(const settings *s, int ranks)
 tsr_status banner_run(trainer *t, const tsr_data *train, const tsr_data *valid)
 {
     const settings *s = t->s;
-    const int ranks = tsr_comm_size(t->w->comm);
-    char peak[16];
+    char peak[16], mesh[160];
 
     tsr_log(TSR_LOG_INFO, "tessera    %s", TSR_VERSION);
-    tsr_log(TSR_LOG_INFO, "ranks      %d (pp %d x dp %d x ep %d), %d thread%s each, compute %s",
-            ranks, t->mesh.pp, t->mesh.dp, t->mesh.ep, tsr_device_threads(t->device),
-            tsr_device_threads(t->device) == 1 ? "" : "s", tsr_dtype_name(t->dtype));
+    mesh_text(s, &t->mesh, mesh);
+    tsr_log(TSR_LOG_INFO, "ranks      %s, %d thread%s each, compute %s", mesh,
+            tsr_device_threads(t->device), tsr_device_threads(t->device) == 1 ? "" : "s",
+            tsr_dtype_name(t->dtype));
     tsr_log(TSR_LOG_INFO, "device     %s, %s; GEMM peak of all ranks %sFLOP/s",
             tsr_device_name(t->device), tsr_device_description(t->device),
             metrics_short(t->peak_flops, peak));
@@ -82,7 +104,7 @@ tsr_status banner_run(trainer *t, const tsr_data *train, const tsr_data *valid)
     }
     print_model(s, &t->table);
     print_data(s, train, valid);
-    TSR_TRY(tsr_comm_agree(t->w->comm, print_memory(s, ranks)));
+    TSR_TRY(tsr_comm_agree(t->comm, print_memory(s, &t->mesh)));
     tsr_log(TSR_LOG_INFO, "run folder %s", s->run.dir);
     return TSR_OK;
 }
@@ -90,16 +112,23 @@ tsr_status banner_run(trainer *t, const tsr_data *train, const tsr_data *valid)
 tsr_status banner_plan(const settings *s, const world *w, const tsr_data *train,
                        const tsr_data *valid)
 {
-    const int ranks = tsr_comm_size(w->comm);
     tsr_param_table table = {0};
-    tsr_mesh mesh;
+    tsr_mesh mesh = {0};
+    char text[160];
 
     TSR_TRY(tsr_mesh_create(&s->parallel, w->comm, &mesh));
-    TSR_TRY(tsr_comm_agree(w->comm, tsr_param_table_create(&s->model, &table)));
-    tsr_log(TSR_LOG_INFO, "plan for   %d ranks (pp %d x dp %d x ep %d), compute %s", ranks, mesh.pp,
-            mesh.dp, mesh.ep, tsr_dtype_name((tsr_dtype)s->precision.compute));
-    print_model(s, &table);
-    print_data(s, train, valid);
+    tsr_status st = trainer_check(s, &mesh);
+    st = st != TSR_OK ? st : tsr_param_table_create(&s->model, &table);
+    if (st == TSR_OK) {
+        mesh_text(s, &mesh, text);
+        tsr_log(TSR_LOG_INFO, "plan for   ranks %s, compute %s", text,
+                tsr_dtype_name((tsr_dtype)s->precision.compute));
+        print_model(s, &table);
+        print_data(s, train, valid);
+        st = print_memory(s, &mesh);
+    }
     tsr_param_table_destroy(&table);
-    return tsr_comm_agree(w->comm, print_memory(s, ranks));
+    st = tsr_comm_agree(w->comm, st);
+    tsr_mesh_destroy(&mesh);
+    return st;
 }

@@ -68,6 +68,37 @@ static void print_eta(double seconds, char out[32])
     (void)snprintf(out, 32, "%ld:%02ld:%02ld", all / 3600, all / 60 % 60, all % 60);
 }
 
+/* Bytes by link. */
+static json_t *links_json(const double bytes[TSR_LINKS])
+{
+    return json_pack("{s:I,s:I,s:I,s:I}", "self", (json_int_t)bytes[TSR_LINK_SELF], "intra_node",
+                     (json_int_t)bytes[TSR_LINK_INTRA_NODE], "in_plane",
+                     (json_int_t)bytes[TSR_LINK_IN_PLANE], "cross_plane",
+                     (json_int_t)bytes[TSR_LINK_CROSS_PLANE]);
+}
+
+/* Bytes in all, and by what they were moved for where there are any. */
+static void add_bytes(json_t *line, const double bytes[TSR_TRAFFICS][TSR_LINKS])
+{
+    double sums[TSR_LINKS] = {0.0};
+    json_t *by = json_object();
+
+    for (int purpose = 0; purpose < TSR_TRAFFICS; ++purpose) {
+        double sum = 0.0;
+
+        for (int link = 0; link < TSR_LINKS; ++link) {
+            sum += bytes[purpose][link];
+            sums[link] += bytes[purpose][link];
+        }
+        if (sum > 0.0) {
+            (void)json_object_set_new(by, tsr_traffic_name((tsr_traffic)purpose),
+                                      links_json(bytes[purpose]));
+        }
+    }
+    (void)json_object_set_new(line, "bytes", links_json(sums));
+    (void)json_object_set_new(line, "bytes_by", by);
+}
+
 void metrics_step(metrics *m, int64_t step, const step_result *r)
 {
     const double gib = 1.0 / 1073741824.0;
@@ -95,16 +126,14 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
         (void)json_object_set_new(parts, step_part_name((step_part)part),
                                   json_real(r->part_ms[part]));
     }
-    write_line(m, json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:{s:I,s:I,s:I,s:I},s:f,s:o}",
-                            "step", (json_int_t)step, "tokens", (json_int_t)r->tokens_seen, "loss",
-                            r->loss, "aux_loss", r->aux_loss, "grad_norm", r->grad_norm, "lr",
-                            r->lr, "ms", r->ms, "tokens_per_s", r->tokens_per_s, "gemm_share",
-                            r->gemm_share, "expert_max_over_mean", r->expert_max_over_mean, "bytes",
-                            "self", (json_int_t)r->bytes[TSR_LINK_SELF], "intra_node",
-                            (json_int_t)r->bytes[TSR_LINK_INTRA_NODE], "in_plane",
-                            (json_int_t)r->bytes[TSR_LINK_IN_PLANE], "cross_plane",
-                            (json_int_t)r->bytes[TSR_LINK_CROSS_PLANE], "mem_gib",
-                            r->mem_bytes * gib, "parts_ms", parts));
+    json_t *line =
+        json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o}", "step", (json_int_t)step,
+                  "tokens", (json_int_t)r->tokens_seen, "loss", r->loss, "aux_loss", r->aux_loss,
+                  "grad_norm", r->grad_norm, "lr", r->lr, "ms", r->ms, "tokens_per_s",
+                  r->tokens_per_s, "gemm_share", r->gemm_share, "expert_max_over_mean",
+                  r->expert_max_over_mean, "mem_gib", r->mem_bytes * gib, "parts_ms", parts);
+    add_bytes(line, r->bytes);
+    write_line(m, line);
 }
 
 void metrics_validation(metrics *m, int64_t step, double loss, int64_t tokens)

@@ -91,9 +91,9 @@ static tsr_status load_checkpoint(train_run *run, const char *path)
         st = resume_check_model(&run->s, info.config_text);
     }
     tsr_ckpt_info_free(&info);
-    TSR_TRY(tsr_comm_agree(run->w->comm, st));
+    TSR_TRY(tsr_comm_agree(run->t.comm, st));
     TSR_TRY(trainer_view(&run->t, NULL, &view));
-    TSR_TRY(tsr_ckpt_load(run->w->comm, path, &view));
+    TSR_TRY(tsr_ckpt_load(run->t.comm, path, &view));
     TSR_TRY(trainer_restore(&run->t, &view));
     run->first_step = run->saved_step = run->t.step;
     tsr_log(TSR_LOG_INFO, "resumed from %s: step %lld, %lld tokens", path, (long long)run->t.step,
@@ -103,7 +103,7 @@ static tsr_status load_checkpoint(train_run *run, const char *path)
 
 static tsr_status start_state(train_run *run, const char *resume)
 {
-    tsr_comm *comm = run->w->comm;
+    tsr_comm *comm = run->t.comm;
     char path[TSR_TEXT_MAX] = "";
     tsr_status st = TSR_OK;
 
@@ -261,7 +261,7 @@ static tsr_status create_writer(train_run *run)
     tsr_state_view view;
 
     TSR_TRY(trainer_view(&run->t, run->config_text, &view));
-    return tsr_ckpt_writer_create(run->w->comm, run->s.run.dir, &run->s.checkpoint, &view,
+    return tsr_ckpt_writer_create(run->t.comm, run->s.run.dir, &run->s.checkpoint, &view,
                                   &run->writer);
 }
 
@@ -277,6 +277,7 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
         return banner_plan(&run->s, run->w, run->train_data, run->valid_data);
     }
     TSR_TRY(trainer_create(&run->t, &run->s, run->w));
+    comm = run->t.comm;
     TSR_TRY(start_state(run, resume));
     TSR_TRY(tsr_comm_agree(comm, is_first ? open_run_folder(run) : TSR_OK));
     TSR_TRY(tsr_comm_agree(comm, recording_open(&run->kept, &run->s.run, comm, run->first_step)));
@@ -287,7 +288,7 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
     TSR_TRY(banner_run(&run->t, run->train_data, run->valid_data));
     world_catch_signals();
     const tsr_status st = loop(run);
-    if (st != TSR_OK && !tsr_comm_is_dead(comm)) {
+    if (st != TSR_OK && st != TSR_ERR_COMM && st != TSR_ERR_TIMEOUT) {
         tsr_ckpt_result result;
         char why[TSR_TEXT_MAX]; /* finishing what is in flight must not hide the cause */
 

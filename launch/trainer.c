@@ -5,6 +5,22 @@
 
 #include <string.h>
 
+/* What a step sums over ranks in its one exchange, in this order; then a peak-memory slot a rank,
+ * then the expert counts [L,E]. */
+enum {
+    SUM_LOSS,
+    SUM_AUX,
+    SUM_TOKENS,
+    SUM_SEQUENCES,
+    SUM_GRAD_SQUARES,
+    SUM_FAILED,
+    SUM_STOP,
+    SUM_WRITTEN,
+    SUM_WRITE_FAILED,
+    SUM_BYTES, /* [TSR_TRAFFICS, TSR_LINKS] */
+    SUM_SLOTS = SUM_BYTES + TSR_TRAFFICS * TSR_LINKS
+};
+
 static tsr_stage_options stage_options(const settings *s, const tsr_param_table *table,
                                        tsr_device *device, int64_t micro_batch)
 {
@@ -27,32 +43,56 @@ static int64_t micro_batch_of(const settings *s, int ranks, int rank, int64_t *b
     return s->train.micro_batch > 0 && s->train.micro_batch < share ? s->train.micro_batch : share;
 }
 
-tsr_status trainer_estimate(const settings *s, int ranks, trainer_plan *plan_out)
+/* The whole table, who holds which experts, and what expert rank `part` holds. */
+static tsr_status make_tables(const settings *s, int parts, int part, tsr_param_table *table,
+                              int32_t **owner, tsr_param_table *local)
 {
-    const size_t compute = tsr_dtype_bytes((tsr_dtype)s->precision.compute);
-    tsr_param_table table = {0};
+    const int64_t layers = s->model.num_hidden_layers, experts = s->model.num_experts;
+
+    TSR_TRY(tsr_param_table_create(&s->model, table));
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, layers * experts, sizeof **owner, (void **)owner));
+    tsr_expert_owners_even(layers, experts, parts, *owner);
+    return tsr_param_table_share(table, *owner, part, local);
+}
+
+/* Ranks that share each group of parameters. */
+static void group_sizes(const tsr_mesh *mesh, int sizes_out[TSR_GROUPS])
+{
+    sizes_out[TSR_GROUP_FLOAT] = sizes_out[TSR_GROUP_DENSE] = mesh->dp * mesh->ep;
+    sizes_out[TSR_GROUP_EXPERT] = mesh->dp;
+}
+
+tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh, trainer_plan *plan_out)
+{
+    const tsr_dtype compute = (tsr_dtype)s->precision.compute;
+    const int first[TSR_GROUPS] = {0};
+    int sizes[TSR_GROUPS];
+    tsr_param_table table = {0}, local = {0};
+    int32_t *owner = NULL;
     tsr_device *device = NULL;
     trainer_plan plan = {0};
     int64_t begin = 0, end = 0;
     tsr_status st = TSR_OK;
 
-    TSR_TRY(tsr_param_table_create(&s->model, &table));
+    group_sizes(mesh, sizes);
+    TSR_TRY_GOTO(make_tables(s, mesh->ep, 0, &table, &owner, &local), done);
     TSR_TRY_GOTO(tsr_device_open("cpu", 1, &device), done);
-    const int64_t micro = micro_batch_of(s, ranks, 0, &begin, &end);
-    const tsr_stage_options options = stage_options(s, &table, device, micro);
+    const int64_t micro = micro_batch_of(s, mesh->dp * mesh->ep, 0, &begin, &end);
+    const tsr_stage_options options = stage_options(s, &local, device, micro);
     TSR_TRY_GOTO(tsr_stage_bytes(&options, &plan.activations), done);
     for (int g = 0; g < TSR_GROUPS; ++g) {
-        const size_t elements = (size_t)table.group_elements[g];
-        plan.weights += elements * (g == TSR_GROUP_FLOAT ? sizeof(float) : compute);
+        const size_t elements = (size_t)local.group_elements[g];
+        plan.weights += elements * tsr_dtype_bytes(g == TSR_GROUP_FLOAT ? TSR_F32 : compute);
         plan.gradients += elements * sizeof(float);
-        plan.staging += elements / (size_t)ranks * 3 * sizeof(float);
+        plan.staging += elements / (size_t)sizes[g] * 3 * sizeof(float);
     }
-    plan.optimizer =
-        tsr_optimizer_bytes(&s->optim, &table, (tsr_dtype)s->precision.compute, ranks, 0);
+    plan.optimizer = tsr_optimizer_bytes(&s->optim, &local, compute, sizes, first);
     plan.total = plan.weights + plan.gradients + plan.optimizer + plan.activations + plan.staging;
     *plan_out = plan;
 done:
     tsr_device_close(&device);
+    tsr_param_table_destroy(&local);
+    tsr_mem_free(owner);
     tsr_param_table_destroy(&table);
     return st;
 }
@@ -61,14 +101,16 @@ done:
 static tsr_status create_local(trainer *t, int threads)
 {
     const settings *s = t->s;
-    const int ranks = tsr_comm_size(t->w->comm), rank = tsr_comm_rank(t->w->comm);
+    const tsr_mesh *mesh = &t->mesh;
+    const int position = tsr_comm_rank(mesh->dense.flat);
 
     TSR_TRY(devices_open((device_choice)s->run.device, t->w, threads, &t->device));
     TSR_TRY(tsr_stream_create(t->device, &t->stream));
-    TSR_TRY(tsr_param_table_create(&s->model, &t->table));
-    TSR_TRY(tsr_weights_create(&s->model, &t->table, t->device, t->dtype, true, &t->weights));
-    t->micro_batch = micro_batch_of(s, ranks, rank, &t->share_begin, &t->share_end);
-    const tsr_stage_options options = stage_options(s, &t->table, t->device, t->micro_batch);
+    TSR_TRY(make_tables(s, mesh->ep, mesh->ep_rank, &t->table, &t->owner, &t->local));
+    TSR_TRY(tsr_weights_create(&s->model, &t->local, t->device, t->dtype, true, &t->weights));
+    t->micro_batch =
+        micro_batch_of(s, mesh->dp * mesh->ep, position, &t->share_begin, &t->share_end);
+    const tsr_stage_options options = stage_options(s, &t->local, t->device, t->micro_batch);
     TSR_TRY(tsr_stage_create(&options, &t->weights, &t->stage));
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_DATA, t->micro_batch * (s->data.seq_len + 1),
                                 sizeof *t->tokens, (void **)&t->tokens));
@@ -76,50 +118,64 @@ static tsr_status create_local(trainer *t, int threads)
         TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, t->weights.layers * t->weights.experts,
                                     sizeof *t->router_bias, (void **)&t->router_bias));
     }
-    return TSR_OK;
+    t->totals_count = SUM_SLOTS + tsr_comm_size(t->comm) + t->weights.layers * t->weights.experts;
+    return tsr_mem_alloc_array(TSR_MEM_OTHER, t->totals_count, sizeof *t->totals,
+                               (void **)&t->totals);
 }
 
 /* GPUs of one rank each talk by NCCL; ranks that share one have to ask for mpi. Collective. */
-static tsr_status create_device_comm(trainer *t)
+static tsr_status use_nccl_if_wanted(trainer *t)
 {
     const tsr_collectives_choice choice = (tsr_collectives_choice)t->s->parallel.collectives;
     const tsr_nccl_options options = {0};
     const bool is_wanted = choice == TSR_COLLECTIVES_NCCL ||
                            (choice == TSR_COLLECTIVES_AUTO && !tsr_device_is_host(t->device));
 
-    if (!is_wanted || tsr_comm_size(t->w->comm) == 1) {
-        return TSR_OK;
+    return is_wanted ? tsr_mesh_use_nccl(&t->mesh, t->device, &options) : TSR_OK;
+}
+
+tsr_status trainer_check(const settings *s, const tsr_mesh *mesh)
+{
+    const int ranks = mesh->pp * mesh->dp * mesh->ep;
+
+    TSR_CHECK(s->train.global_batch >= ranks, TSR_ERR_ARG,
+              "train.global_batch = %lld: each of the %d ranks needs at least one sequence a step",
+              (long long)s->train.global_batch, ranks);
+    TSR_CHECK(mesh->ep == 1 || tsr_model_moe_layers(&s->model) > 0, TSR_ERR_ARG,
+              "parallel.ep = %d, but the model has no experts to spread: set parallel.ep = 1",
+              mesh->ep);
+    TSR_CHECK(mesh->ep == 1, TSR_ERR_UNSUPPORTED,
+              "parallel.ep = %d: expert parallelism is not built yet, set parallel.ep = 1",
+              mesh->ep);
+    if (s->model.num_experts < mesh->ep) {
+        tsr_log(TSR_LOG_WARN,
+                "parallel.ep = %d, but the model has %lld experts: %lld ranks of each expert "
+                "group hold none",
+                mesh->ep, (long long)s->model.num_experts,
+                (long long)(mesh->ep - s->model.num_experts));
     }
-    return tsr_comm_create_nccl(t->w->comm, t->device, &options, &t->device_comm);
+    return TSR_OK;
 }
 
 tsr_status trainer_create(trainer *t, const settings *s, world *w)
 {
-    const int ranks = tsr_comm_size(w->comm);
     int threads = (int)s->run.threads;
 
     *t = (trainer){.s = s, .w = w, .dtype = (tsr_dtype)s->precision.compute};
-    TSR_CHECK(s->train.global_batch >= ranks, TSR_ERR_ARG,
-              "train.global_batch = %lld: each of the %d ranks needs at least one sequence a step",
-              (long long)s->train.global_batch, ranks);
     TSR_TRY(tsr_mesh_create(&s->parallel, w->comm, &t->mesh));
+    t->comm = t->mesh.world.host.all;
+    TSR_TRY(trainer_check(s, &t->mesh));
     if (threads == 0) {
         TSR_TRY(world_thread_share(w, &threads));
     }
-    TSR_TRY(tsr_comm_agree(w->comm, create_local(t, threads)));
-    TSR_TRY(create_device_comm(t));
-    tsr_comm *groups[TSR_GROUPS] = {
-        [TSR_GROUP_FLOAT] = t->mesh.dense_group,
-        [TSR_GROUP_DENSE] = t->mesh.dense_group,
-        [TSR_GROUP_EXPERT] = t->mesh.expert_group,
+    TSR_TRY(tsr_comm_agree(t->comm, create_local(t, threads)));
+    TSR_TRY(use_nccl_if_wanted(t));
+    tsr_comm *const groups[TSR_GROUPS] = {
+        [TSR_GROUP_FLOAT] = t->mesh.dense.device.all,
+        [TSR_GROUP_DENSE] = t->mesh.dense.device.all,
+        [TSR_GROUP_EXPERT] = t->mesh.replica.device.all,
     };
-    for (int g = 0; t->device_comm != NULL && g < TSR_GROUPS; ++g) {
-        groups[g] = t->device_comm; /* each group is all ranks */
-    }
     TSR_TRY(tsr_optimizer_create(&s->optim, &t->weights, groups, &t->optimizer));
-    t->totals_count = 16 + ranks + t->weights.layers * t->weights.experts;
-    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, t->totals_count, sizeof *t->totals,
-                                (void **)&t->totals));
     t->flops_per_token = tsr_model_train_flops_per_token(&s->model, &t->table, s->data.seq_len);
     return TSR_OK;
 }
@@ -127,9 +183,11 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
 void trainer_destroy(trainer *t)
 {
     tsr_optimizer_destroy(&t->optimizer);
-    tsr_comm_destroy(&t->device_comm);
     tsr_stage_destroy(&t->stage);
+    tsr_mesh_destroy(&t->mesh);
     tsr_weights_destroy(&t->weights);
+    tsr_param_table_destroy(&t->local);
+    tsr_mem_free(t->owner);
     tsr_param_table_destroy(&t->table);
     tsr_stream_destroy(&t->stream);
     tsr_device_close(&t->device);
@@ -143,9 +201,9 @@ tsr_status trainer_measure_peak(trainer *t)
 {
     double rate = 0.0;
 
-    TSR_TRY(tsr_comm_barrier(t->w->comm));
-    TSR_TRY(tsr_comm_agree(t->w->comm, peak_measure(t->device, t->stream, t->dtype, &rate)));
-    TSR_TRY(tsr_comm_all_reduce_f64(t->w->comm, &rate, 1, TSR_REDUCE_SUM));
+    TSR_TRY(tsr_comm_barrier(t->comm));
+    TSR_TRY(tsr_comm_agree(t->comm, peak_measure(t->device, t->stream, t->dtype, &rate)));
+    TSR_TRY(tsr_comm_all_reduce_f64(t->comm, &rate, 1, TSR_REDUCE_SUM));
     t->peak_flops = rate;
     return TSR_OK;
 }
@@ -190,23 +248,6 @@ tsr_status trainer_restore(trainer *t, const tsr_state_view *view)
 
 /* ---- one step ------------------------------------------------------------------------------- */
 
-/* What a step sums over ranks in its one exchange, in this order; then a peak-memory slot a rank,
- * then the expert counts [L,E]. */
-enum {
-    SUM_LOSS,
-    SUM_AUX,
-    SUM_TOKENS,
-    SUM_SEQUENCES,
-    SUM_GRAD_SQUARES,
-    SUM_FAILED,
-    SUM_STOP,
-    SUM_WRITTEN,
-    SUM_WRITE_FAILED,
-    SUM_BYTES,
-    SUM_SLOTS = SUM_BYTES + TSR_LINKS /* peak memory of each rank */
-};
-_Static_assert(SUM_SLOTS <= 16, "trainer_create() makes room for 16");
-
 static tsr_status run_micro_batches(trainer *t, trainer_source *source, void *context,
                                     double *counts, tsr_stage_sums *sums)
 {
@@ -250,7 +291,7 @@ static void find_imbalance(const double *counts, int64_t layers, int64_t experts
 static void read_totals(trainer *t, step_result *result)
 {
     const double *sum = t->totals;
-    const int ranks = tsr_comm_size(t->w->comm);
+    const int ranks = tsr_comm_size(t->comm);
 
     result->loss = sum[SUM_LOSS] / sum[SUM_TOKENS];
     result->aux_loss = sum[SUM_AUX] / sum[SUM_SEQUENCES];
@@ -271,7 +312,7 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
                                   tsr_status local, double squares)
 {
     double *sum = t->totals;
-    int64_t bytes[TSR_LINKS], device_bytes[TSR_LINKS] = {0};
+    int64_t bytes[TSR_TRAFFICS][TSR_LINKS];
 
     sum[SUM_LOSS] = sums->loss;
     sum[SUM_AUX] = sums->aux_loss;
@@ -282,25 +323,23 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
     sum[SUM_STOP] = flags->wants_stop;
     sum[SUM_WRITTEN] = flags->checkpoint == TSR_CKPT_WRITTEN;
     sum[SUM_WRITE_FAILED] = flags->checkpoint == TSR_CKPT_FAILED;
-    tsr_comm_bytes(t->w->comm, bytes);
-    if (t->device_comm != NULL) {
-        tsr_comm_bytes(t->device_comm, device_bytes);
+    tsr_traffic_read(bytes);
+    for (int i = 0; i < TSR_TRAFFICS * TSR_LINKS; ++i) {
+        int64_t *now = &bytes[i / TSR_LINKS][i % TSR_LINKS];
+        int64_t *before = &t->bytes_before[i / TSR_LINKS][i % TSR_LINKS];
+        sum[SUM_BYTES + i] = (double)(*now - *before);
+        *before = *now;
     }
-    for (int link = 0; link < TSR_LINKS; ++link) {
-        bytes[link] += device_bytes[link];
-        sum[SUM_BYTES + link] = (double)(bytes[link] - t->bytes_before[link]);
-        t->bytes_before[link] = bytes[link];
-    }
-    sum[SUM_SLOTS + tsr_comm_rank(t->w->comm)] =
+    sum[SUM_SLOTS + tsr_comm_rank(t->comm)] =
         (double)tsr_mem_peak_resident() + (double)tsr_device_peak_bytes(t->device);
-    TSR_TRY(tsr_comm_all_reduce_f64(t->w->comm, sum, t->totals_count, TSR_REDUCE_SUM));
-    return sum[SUM_FAILED] > 0.0 ? tsr_comm_agree(t->w->comm, local) : TSR_OK;
+    TSR_TRY(tsr_comm_all_reduce_f64(t->comm, sum, t->totals_count, TSR_REDUCE_SUM));
+    return sum[SUM_FAILED] > 0.0 ? tsr_comm_agree(t->comm, local) : TSR_OK;
 }
 
 static tsr_status update_router_bias(trainer *t)
 {
     const double rate = t->s->model.router_bias_update_rate;
-    const double *counts = t->totals + SUM_SLOTS + tsr_comm_size(t->w->comm);
+    const double *counts = t->totals + SUM_SLOTS + tsr_comm_size(t->comm);
 
     if (t->router_bias == NULL || rate <= 0.0) {
         return TSR_OK;
@@ -328,7 +367,7 @@ static void end_part(step_result *result, step_part part, int64_t step, int64_t 
 
 const double *trainer_counts(const trainer *t)
 {
-    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->w->comm) : NULL;
+    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
 }
 
 tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const step_flags *flags,
@@ -342,8 +381,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     double squares = 0.0;
 
     memset(t->totals, 0, (size_t)t->totals_count * sizeof *t->totals);
-    double *counts =
-        t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->w->comm) : NULL;
+    double *counts = t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
     tsr_comm_set_phase("forward and backward", step);
     const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
 
@@ -411,10 +449,11 @@ tsr_status trainer_validate(trainer *t, const tsr_data *data, int64_t max_tokens
         windows = max_tokens >= seq ? max_tokens / seq : 1;
     }
     tsr_comm_set_phase("validation", t->step);
-    tsr_batch_share(windows, tsr_comm_size(t->w->comm), tsr_comm_rank(t->w->comm), &begin, &end);
-    TSR_TRY(tsr_comm_agree(t->w->comm, evaluate_share(t, data, begin, end, &sums)));
+    tsr_batch_share(windows, tsr_comm_size(t->mesh.dense.flat), tsr_comm_rank(t->mesh.dense.flat),
+                    &begin, &end);
+    TSR_TRY(tsr_comm_agree(t->comm, evaluate_share(t, data, begin, end, &sums)));
     double totals[2] = {sums.loss, (double)sums.tokens};
-    TSR_TRY(tsr_comm_all_reduce_f64(t->w->comm, totals, 2, TSR_REDUCE_SUM));
+    TSR_TRY(tsr_comm_all_reduce_f64(t->comm, totals, 2, TSR_REDUCE_SUM));
     *loss_out = totals[0] / totals[1];
     *tokens_out = (int64_t)totals[1];
     return TSR_OK;

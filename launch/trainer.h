@@ -17,20 +17,21 @@ typedef struct trainer {
     tsr_device *device;
     tsr_stream *stream;
     tsr_dtype dtype;
-    tsr_param_table table;
+    tsr_param_table table; /* the whole model's: what checkpoints hold */
+    int32_t *owner;        /* [L,E] expert rank that holds each expert */
+    tsr_param_table local; /* of what this rank holds */
     tsr_weights weights;
     tsr_mesh mesh;
-    tsr_comm
-        *device_comm; /* nccl over all ranks, NULL where device memory is staged or is host's */
+    tsr_comm *comm; /* of the mesh: all ranks, along the planes */
     tsr_stage *stage;
     tsr_optimizer *optimizer;
     int64_t share_begin, share_end; /* own sequences of a global batch */
     int64_t micro_batch;
     int32_t *tokens; /* [micro_batch, seq_len + 1] */
-    double *totals;  /* what a step sums over ranks; see trainer_step.c */
+    double *totals;  /* what a step sums over ranks */
     int64_t totals_count;
     float *router_bias; /* [L,E] host copy, NULL without experts */
-    int64_t bytes_before[TSR_LINKS];
+    int64_t bytes_before[TSR_TRAFFICS][TSR_LINKS];
     double peak_flops; /* measured GEMM rate of all ranks together, per second */
     double flops_per_token;
     int64_t step, tokens_seen, data_position; /* progress; part of a checkpoint */
@@ -43,7 +44,12 @@ typedef struct trainer_plan {
 } trainer_plan;
 
 /** Estimate without allocating: the largest rank. */
-TSR_NODISCARD tsr_status trainer_estimate(const settings *s, int ranks, trainer_plan *plan_out);
+TSR_NODISCARD tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh,
+                                          trainer_plan *plan_out);
+
+/** Can this model be trained on this mesh? Equal on all ranks. Errors: TSR_ERR_ARG and
+ *  TSR_ERR_UNSUPPORTED naming the limit. */
+TSR_NODISCARD tsr_status trainer_check(const settings *s, const tsr_mesh *mesh);
 
 /** Open the device and take all memory. Weights are not set yet. Collective. */
 TSR_NODISCARD tsr_status trainer_create(trainer *t, const settings *s, world *w);
@@ -82,10 +88,10 @@ typedef struct step_result {
     double part_ms[STEP_PARTS];
     double expert_max_over_mean; /* of the worst layer; 0 without experts */
     int worst_layer;
-    int64_t tokens;          /* of this step */
-    int64_t tokens_seen;     /* of the run so far */
-    double bytes[TSR_LINKS]; /* sent by all ranks since the step before */
-    double mem_bytes;        /* peak resident and device memory of the largest rank */
+    int64_t tokens;                        /* of this step */
+    int64_t tokens_seen;                   /* of the run so far */
+    double bytes[TSR_TRAFFICS][TSR_LINKS]; /* sent by all ranks since the step before */
+    double mem_bytes;                      /* peak resident and device memory of the largest rank */
     int stop_wanted, checkpoint_written, checkpoint_failed; /* ranks */
 } step_result;
 

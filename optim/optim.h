@@ -55,9 +55,10 @@ TSR_NODISCARD tsr_status tsr_optimizer_create(const tsr_optim_config *config, ts
                                               tsr_optimizer **out);
 void tsr_optimizer_destroy(tsr_optimizer **optimizer_p);
 
-/** Bytes an optimizer of this layout takes on this rank; nothing is allocated. */
+/** Bytes an optimizer takes that has part[g] of parts[g] of each group; nothing is allocated. */
 size_t tsr_optimizer_bytes(const tsr_optim_config *config, const tsr_param_table *table,
-                           tsr_dtype compute, int parts, int part);
+                           tsr_dtype compute, const int parts[TSR_GROUPS],
+                           const int part[TSR_GROUPS]);
 
 /** Set the own shards from the seed, refresh working copies everywhere. Collective. */
 TSR_NODISCARD tsr_status tsr_optimizer_init(tsr_optimizer *optimizer, uint64_t seed,
@@ -66,8 +67,8 @@ TSR_NODISCARD tsr_status tsr_optimizer_init(tsr_optimizer *optimizer, uint64_t s
 /** Sum gradients over their groups; each rank keeps its shard. Collective. */
 TSR_NODISCARD tsr_status tsr_optimizer_reduce(tsr_optimizer *optimizer, tsr_stream *stream);
 
-/** Sum of squares of the own shards of the reduced gradients; the caller sums over dense ranks
- *  (each element is owned once in its group). Waits for the stream. */
+/** Sum of squares of the own shards of the reduced gradients; the caller sums over all ranks, each
+ *  element of the whole table being owned by one of them. Waits for the stream. */
 TSR_NODISCARD tsr_status tsr_optimizer_grad_squares(tsr_optimizer *optimizer, tsr_stream *stream,
                                                     double *squares_out);
 
@@ -80,8 +81,9 @@ TSR_NODISCARD tsr_status tsr_optimizer_grad_squares(tsr_optimizer *optimizer, ts
 TSR_NODISCARD tsr_status tsr_optimizer_step(tsr_optimizer *optimizer, int64_t step, double lr,
                                             double grad_norm, tsr_stream *stream);
 
-/** The own rows and their state, as host memory: for checkpoints. After writing into it (load),
- *  call tsr_optimizer_refresh(). Borrowed; valid until destroy; holds the last step's values. */
+/** The own rows and their state, as host memory: for checkpoints. Rows are numbered as in the whole
+ *  table, of which the weights' table may be a share. After writing into it (load), call
+ *  tsr_optimizer_refresh(). Borrowed; valid until destroy; holds the last step's values. */
 TSR_NODISCARD tsr_status tsr_optimizer_slices(tsr_optimizer *optimizer,
                                               const tsr_state_slice **slices_out, int *count_out);
 

@@ -22,6 +22,7 @@ struct tsr_optimizer {
     tsr_dtype moments;
     shard shards[TSR_GROUPS];
     tsr_state_slice *slices; /* own rows, parameter by parameter; own block */
+    int64_t *firsts;         /* of each slice: its first element in the group's flat buffer */
     int slice_count;
     tsr_stream *copies; /* for tsr_optimizer_slices() */
     double *squares;    /* device memory [TSR_GROUPS] */

@@ -18,14 +18,15 @@ static char *working_part(const tsr_optimizer *optimizer, int group)
 }
 
 size_t tsr_optimizer_bytes(const tsr_optim_config *config, const tsr_param_table *table,
-                           tsr_dtype compute, int parts, int part)
+                           tsr_dtype compute, const int parts[TSR_GROUPS],
+                           const int part[TSR_GROUPS])
 {
     size_t bytes = 0;
 
     for (int g = 0; g < TSR_GROUPS; ++g) {
         const tsr_param_group group = (tsr_param_group)g;
-        const size_t length = (size_t)(tsr_shard_cut(table, group, parts, part + 1) -
-                                       tsr_shard_cut(table, group, parts, part));
+        const size_t length = (size_t)(tsr_shard_cut(table, group, parts[g], part[g] + 1) -
+                                       tsr_shard_cut(table, group, parts[g], part[g]));
         const bool is_shared = g == TSR_GROUP_FLOAT || compute == TSR_F32;
 
         bytes += length * 2 * tsr_dtype_bytes((tsr_dtype)config->moments);
@@ -93,25 +94,58 @@ static void free_shard(tsr_device *device, shard *s)
     tsr_mem_free(s->cuts);
 }
 
+/* Runs of rows that follow one another in the whole table: at most one an expert, one elsewhere. */
+static int64_t most_slices(const tsr_param_table *table)
+{
+    int64_t count = 0;
+
+    for (int i = 0; i < table->count; ++i) {
+        count += table->params[i].expert != NULL ? table->params[i].shape[0] : 1;
+    }
+    return count;
+}
+
+/* Own local rows [begin, end) of one parameter, as far as they are one run of the whole tensor. */
+static void add_slice(tsr_optimizer *optimizer, int index, int64_t begin, int64_t end)
+{
+    const size_t moment_bytes = tsr_dtype_bytes(optimizer->moments);
+    const tsr_param *param = &optimizer->weights->table->params[index];
+    const shard *s = &optimizer->shards[param->group];
+    const int64_t first = param->offset + begin * param->width, at = first - s->begin;
+    const int64_t global = tsr_param_global_row(param, begin);
+
+    optimizer->firsts[optimizer->slice_count] = first;
+    optimizer->slices[optimizer->slice_count++] =
+        (tsr_state_slice){.param = index,
+                          .row_begin = global,
+                          .row_end = global + end - begin,
+                          .master = s->host_master + at,
+                          .m = (char *)s->host_m + (size_t)at * moment_bytes,
+                          .v = (char *)s->host_v + (size_t)at * moment_bytes,
+                          .moment_dtype = optimizer->moments};
+}
+
 static tsr_status take_slices(tsr_optimizer *optimizer)
 {
     const tsr_param_table *table = optimizer->weights->table;
-    const size_t moment_bytes = tsr_dtype_bytes(optimizer->moments);
+    const int64_t most = most_slices(table);
 
-    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OPTIMIZER, table->count, sizeof *optimizer->slices,
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OPTIMIZER, most, sizeof *optimizer->slices,
                                 (void **)&optimizer->slices));
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OPTIMIZER, most, sizeof *optimizer->firsts,
+                                (void **)&optimizer->firsts));
     for (int i = 0; i < table->count; ++i) {
         const tsr_param *param = &table->params[i];
         const shard *s = &optimizer->shards[param->group];
-        tsr_state_slice slice = {.param = i, .moment_dtype = optimizer->moments};
+        int64_t begin = 0, end = 0;
 
-        tsr_param_rows_between(param, s->begin, s->end, &slice.row_begin, &slice.row_end);
-        if (slice.row_begin < slice.row_end) {
-            const int64_t at = param->offset + slice.row_begin * param->width - s->begin;
-            slice.master = s->host_master + at;
-            slice.m = (char *)s->host_m + (size_t)at * moment_bytes;
-            slice.v = (char *)s->host_v + (size_t)at * moment_bytes;
-            optimizer->slices[optimizer->slice_count++] = slice;
+        tsr_param_rows_between(param, s->begin, s->end, &begin, &end);
+        while (begin < end) {
+            const int64_t run = tsr_param_run_end(param, begin);
+            const int64_t stop = run < end ? run : end;
+
+            add_slice(optimizer, i, begin, stop);
+            begin = stop;
         }
     }
     return TSR_OK;
@@ -191,6 +225,7 @@ void tsr_optimizer_destroy(tsr_optimizer **optimizer_p)
     tsr_device_free_staging(optimizer->weights->device, optimizer->staging);
     tsr_stream_destroy(&optimizer->copies);
     tsr_mem_free(optimizer->slices);
+    tsr_mem_free(optimizer->firsts);
     tsr_mem_free(optimizer);
     *optimizer_p = NULL;
 }

@@ -107,16 +107,17 @@ tsr_status tsr_optimizer_grad_squares(tsr_optimizer *optimizer, tsr_stream *stre
     return TSR_OK;
 }
 
-/* Decay differs by parameter, so the own rows of each are one call. */
-static tsr_status update_slice(const tsr_optimizer *optimizer, const tsr_state_slice *slice,
+/* Decay differs by parameter, so the own rows of each are a call. */
+static tsr_status update_slice(const tsr_optimizer *optimizer, int index,
                                const tsr_adamw_args *common, tsr_stream *stream)
 {
+    const tsr_state_slice *slice = &optimizer->slices[index];
     const tsr_weights *weights = optimizer->weights;
     const tsr_param *param = &weights->table->params[slice->param];
     const shard *s = &optimizer->shards[param->group];
     const size_t moment_bytes = tsr_dtype_bytes(optimizer->moments);
     const size_t work_bytes = tsr_dtype_bytes(weights->dtype[param->group]);
-    const int64_t first = param->offset + slice->row_begin * param->width; /* in the group */
+    const int64_t first = optimizer->firsts[index];
     tsr_adamw_args args = *common;
 
     args.master = s->master + (first - s->begin);
@@ -151,7 +152,7 @@ tsr_status tsr_optimizer_step(tsr_optimizer *optimizer, int64_t step, double lr,
         .moment_dtype = optimizer->moments,
     };
     for (int i = 0; i < optimizer->slice_count; ++i) {
-        TSR_TRY(update_slice(optimizer, &optimizer->slices[i], &common, stream));
+        TSR_TRY(update_slice(optimizer, i, &common, stream));
     }
     for (int g = 0; g < TSR_GROUPS; ++g) {
         TSR_TRY(optim_share(optimizer, g, stream));

@@ -72,6 +72,21 @@ static void destroy_routes(tsr_routes *routes, const tsr_comm *flat)
     tsr_comm_destroy(&routes->node);
 }
 
+static bool is_dead(const tsr_comm *comm)
+{
+    return comm != NULL && tsr_comm_is_dead(comm);
+}
+
+static bool has_dead_route(const tsr_routes *routes)
+{
+    return is_dead(routes->all) || is_dead(routes->node) || is_dead(routes->rail);
+}
+
+bool mesh_group_is_dead(const tsr_group *group)
+{
+    return is_dead(group->flat) || has_dead_route(&group->host) || has_dead_route(&group->device);
+}
+
 void mesh_group_close(tsr_group *group, bool owns_flat)
 {
     if (group->device.all != group->host.all) {

@@ -1,4 +1,4 @@
-#include "parallel/parallel.h"
+#include "parallel/mesh_impl.h"
 
 #include <string.h>
 
@@ -6,21 +6,23 @@
 
 static const char placements[] = "ep shadow swap eplb fssdp quota";
 
-static const tsr_option options[] = {
+static const tsr_option keys[] = {
     {"parallel", "pp", TSR_OPTION_INT, "1", 0, 1 << 20, NULL, "ranks", "pipeline stages", AT(pp)},
     {"parallel", "dp", TSR_OPTION_INT, "0", 0, 1 << 20, NULL, "ranks",
-     "data-parallel ranks; 0: what is left", AT(dp)},
+     "replicas of all experts together; 0: what ep leaves", AT(dp)},
     {"parallel", "ep", TSR_OPTION_INT, "1", 0, 1 << 20, NULL, "ranks",
-     "ranks that the experts of a layer are spread over", AT(ep)},
+     "ranks that the experts of a layer are spread over; 0: what dp leaves, else 1", AT(ep)},
     {"parallel", "placement", TSR_OPTION_CHOICE, "ep", 0, 0, placements, NULL,
      "which ranks compute which experts", AT(placement)},
     {"parallel", "collectives", TSR_OPTION_CHOICE, "auto", 0, 0, "auto mpi nccl", NULL,
      "what moves gradients and weights; auto: nccl between GPUs, else mpi", AT(collectives)},
+    {"parallel", "dispatch", TSR_OPTION_CHOICE, "auto", 0, 0, "auto two_stage flat", NULL,
+     "how tokens reach their experts; auto: two_stage between nodes, else flat", AT(dispatch)},
 };
 
 tsr_option_table tsr_parallel_options(tsr_parallel_config *config)
 {
-    return (tsr_option_table){options, (int)(sizeof options / sizeof options[0]), config};
+    return (tsr_option_table){keys, (int)(sizeof keys / sizeof keys[0]), config};
 }
 
 static tsr_status check_placement(int placement)
@@ -36,28 +38,146 @@ static tsr_status check_placement(int placement)
     return TSR_OK;
 }
 
-tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world, tsr_mesh *mesh_out)
+/* "1, 2, 4": what divides the ranks. */
+static void list_divisors(int ranks, char out[static 128])
 {
-    const int ranks = tsr_comm_size(world);
+    size_t at = 0;
 
+    out[0] = '\0';
+    for (int d = 1; d <= ranks && at + 16 < 128; ++d) {
+        if (ranks % d == 0) {
+            at += (size_t)snprintf(out + at, 128 - at, at == 0 ? "%d" : ", %d", d);
+        }
+    }
+}
+
+static tsr_status fill_sizes(const tsr_parallel_config *config, int ranks, tsr_mesh *mesh)
+{
+    const int64_t dp = config->dp, ep = dp == 0 && config->ep == 0 ? 1 : config->ep;
+    char valid[128];
+
+    list_divisors(ranks, valid);
     TSR_CHECK(config->pp <= 1, TSR_ERR_UNSUPPORTED,
               "parallel.pp = %lld: pipelines are not built yet, set pp = 1", (long long)config->pp);
-    TSR_CHECK(config->ep <= 1, TSR_ERR_UNSUPPORTED,
-              "parallel.ep = %lld: expert parallelism is not built yet, set ep = 1",
-              (long long)config->ep);
-    TSR_TRY(check_placement(config->placement));
-    TSR_CHECK(
-        config->dp == 0 || config->dp == ranks, TSR_ERR_ARG,
-        "parallel.dp = %lld, but pp 1 * dp * ep 1 must be the %d ranks: set dp = %d or dp = 0",
-        (long long)config->dp, ranks, ranks);
-    *mesh_out = (tsr_mesh){.pp = 1,
-                           .dp = ranks,
-                           .ep = 1,
-                           .dp_rank = tsr_comm_rank(world),
-                           .world = world,
-                           .dense_group = world,
-                           .expert_group = world};
+    TSR_CHECK(ep == 0 || ranks % ep == 0, TSR_ERR_ARG,
+              "parallel.ep = %lld does not divide the %d ranks, valid are %s", (long long)ep, ranks,
+              valid);
+    TSR_CHECK(dp == 0 || ranks % dp == 0, TSR_ERR_ARG,
+              "parallel.dp = %lld does not divide the %d ranks, valid are %s", (long long)dp, ranks,
+              valid);
+    TSR_CHECK(dp == 0 || ep == 0 || dp * ep == ranks, TSR_ERR_ARG,
+              "parallel.dp = %lld * ep = %lld must be the %d ranks: set dp = %lld or dp = 0",
+              (long long)dp, (long long)ep, ranks, (long long)(ranks / ep));
+    mesh->pp = 1;
+    mesh->dp = (int)(dp > 0 ? dp : ranks / ep);
+    mesh->ep = ranks / mesh->dp;
     return TSR_OK;
+}
+
+/* Ranks by node, then by place on the node. */
+static int position_of(const tsr_comm *world)
+{
+    const tsr_seat *seats = tsr_comm_seats(world), *mine = &seats[tsr_comm_rank(world)];
+    int position = 0;
+
+    for (int r = 0; r < tsr_comm_size(world); ++r) {
+        position += seats[r].node < mine->node ||
+                    (seats[r].node == mine->node && seats[r].local < mine->local);
+    }
+    return position;
+}
+
+/* The four groups; a NULL in place of replica where it is dense. */
+static void list_groups(tsr_mesh *mesh, tsr_group *groups_out[4])
+{
+    groups_out[0] = &mesh->world;
+    groups_out[1] = &mesh->dense;
+    groups_out[2] = &mesh->expert;
+    groups_out[3] = mesh->ep > 1 ? &mesh->replica : NULL;
+}
+
+static tsr_status make_groups(tsr_mesh *mesh, int position)
+{
+    tsr_comm *world = mesh->world.flat;
+    tsr_group *groups[4];
+    uint64_t irregular = 0;
+
+    TSR_TRY(tsr_comm_split(world, mesh->pp_rank, position, &mesh->dense.flat));
+    TSR_TRY(tsr_comm_split(world, position / mesh->ep, position, &mesh->expert.flat));
+    list_groups(mesh, groups);
+    if (groups[3] != NULL) {
+        TSR_TRY(tsr_comm_split(world, mesh->pp_rank * mesh->ep + mesh->ep_rank, position,
+                               &mesh->replica.flat));
+    }
+    for (int i = 0; i < 4 && groups[i] != NULL; ++i) {
+        bool is_irregular = false;
+
+        /* a group that fails must not leave the others alone with the next one */
+        TSR_TRY(tsr_comm_agree(world, mesh_group_open(groups[i], &is_irregular)));
+        irregular += is_irregular;
+    }
+    if (groups[3] == NULL) {
+        mesh->replica = mesh->dense;
+    }
+    TSR_TRY(tsr_comm_all_reduce_u64(world, &irregular, 1, TSR_REDUCE_MAX));
+    if (irregular > 0 && tsr_comm_rank(world) == 0) {
+        tsr_log(TSR_LOG_WARN,
+                "nodes differ in their number of ranks or in their planes, for the whole run or "
+                "for one of dp %d x ep %d groups: messages there go from each rank to each, also "
+                "across planes",
+                mesh->dp, mesh->ep);
+    }
+    return TSR_OK;
+}
+
+tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world, tsr_mesh *mesh_out)
+{
+    tsr_mesh mesh = {.world = {.flat = world}};
+
+    TSR_TRY(check_placement(config->placement));
+    TSR_TRY(fill_sizes(config, tsr_comm_size(world), &mesh));
+    const int position = position_of(world);
+    mesh.ep_rank = position % mesh.ep;
+    mesh.dp_rank = position / mesh.ep % mesh.dp;
+    mesh.pp_rank = position / mesh.ep / mesh.dp;
+    const tsr_status st = make_groups(&mesh, position);
+    if (st != TSR_OK) {
+        tsr_mesh_destroy(&mesh);
+        return st;
+    }
+    *mesh_out = mesh;
+    return TSR_OK;
+}
+
+tsr_status tsr_mesh_use_nccl(tsr_mesh *mesh, tsr_device *device, const tsr_nccl_options *options)
+{
+    tsr_group *groups[4];
+
+    list_groups(mesh, groups);
+    for (int i = 1; i < 4 && groups[i] != NULL; ++i) {
+        TSR_TRY(tsr_comm_agree(mesh->world.flat, mesh_group_use_nccl(groups[i], device, options)));
+    }
+    if (groups[3] == NULL) {
+        mesh->replica = mesh->dense;
+    }
+    return TSR_OK;
+}
+
+void tsr_mesh_destroy(tsr_mesh *mesh)
+{
+    tsr_group *groups[4];
+    bool is_dead = false;
+
+    list_groups(mesh, groups);
+    for (int i = 0; i < 4 && groups[i] != NULL; ++i) {
+        is_dead = is_dead || mesh_group_is_dead(groups[i]);
+    }
+    for (int i = 3; i >= 0 && !is_dead; --i) {
+        if (groups[i] != NULL && groups[i]->flat != NULL) {
+            mesh_group_close(groups[i], i > 0);
+        }
+    }
+    *mesh = (tsr_mesh){0};
 }
 
 void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_t *end)

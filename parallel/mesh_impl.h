@@ -12,6 +12,9 @@ TSR_NODISCARD tsr_status mesh_group_open(tsr_group *group, bool *is_irregular_ou
 TSR_NODISCARD tsr_status mesh_group_use_nccl(tsr_group *group, tsr_device *device,
                                              const tsr_nccl_options *options);
 
+/* Has any of its communicators failed? */
+bool mesh_group_is_dead(const tsr_group *group);
+
 /* Collective. */
 void mesh_group_close(tsr_group *group, bool owns_flat);
 

@@ -1,7 +1,7 @@
 /* parallel: the mesh of ranks, the MoE layer, and the stage: the layers this rank runs.
  *
- * Pipelines, expert groups and placement get their place here; today a mesh is data-parallel and a
- * stage is the whole model. Optimizer and checkpoints are siblings and stay out. */
+ * Pipelines get their place here; today a stage is the whole model. Optimizer and checkpoints are
+ * siblings and stay out. */
 #ifndef TSR_PARALLEL_H
 #define TSR_PARALLEL_H
 
@@ -16,6 +16,7 @@ typedef struct tsr_parallel_config {
     int64_t pp, dp, ep;
     int placement;   /* 0: ep, each expert where its owner is */
     int collectives; /* tsr_collectives_choice */
+    int dispatch;    /* tsr_dispatch_choice */
 } tsr_parallel_config;
 
 /** What moves gradients and weights between ranks. */
@@ -25,24 +26,70 @@ typedef enum tsr_collectives_choice {
     TSR_COLLECTIVES_NCCL
 } tsr_collectives_choice;
 
+/** How tokens travel to the ranks of their experts. */
+typedef enum tsr_dispatch_choice {
+    TSR_DISPATCH_AUTO = 0,  /* two_stage where the expert group has a rail, else flat */
+    TSR_DISPATCH_TWO_STAGE, /* once to each node, inside the node to the ranks */
+    TSR_DISPATCH_FLAT       /* once to each rank */
+} tsr_dispatch_choice;
+
 tsr_option_table tsr_parallel_options(tsr_parallel_config *config);
 
-/** This rank's coordinates, and the groups it belongs to (borrowed communicators). */
+/* ---- mesh ----------------------------------------------------------------------------------- */
+
+/** Communicators over one set of ranks. */
+typedef struct tsr_routes {
+    tsr_comm *all;  /* all of them; along the planes where there are node and rail */
+    tsr_comm *node; /* those on this node, in order; NULL unless nodes hold several ranks each */
+    tsr_comm *rail; /* on every node the one at this rank's place, by node; NULL likewise */
+} tsr_routes;
+
+/** Some ranks of the world, in order of their position. */
+typedef struct tsr_group {
+    tsr_comm *flat;    /* all of them, each pair directly */
+    tsr_routes host;   /* for host memory; host.all is flat where nothing goes along planes */
+    tsr_routes device; /* for what the device holds: NCCL's, else host's (then it is staged) */
+} tsr_group;
+
+/**
+ * This rank's coordinates, and the groups it belongs to.
+ *
+ * Positions number the ranks by node, then by place on the node; position = (pp_rank * dp +
+ * dp_rank) * ep + ep_rank, so that expert groups fill nodes first. A rank's number in a group is
+ * its place there by position; in world it is launch's. Zeroed is empty.
+ */
 typedef struct tsr_mesh {
     int pp, dp, ep;                /* sizes; pp * dp * ep = ranks */
     int pp_rank, dp_rank, ep_rank; /* coordinates */
-    tsr_comm *world;
-    tsr_comm *dense_group;  /* holds the same dense parameters: dp * ep ranks */
-    tsr_comm *expert_group; /* holds the same experts: dp ranks */
+    tsr_group world;               /* flat is borrowed */
+    tsr_group dense;               /* holds the same dense parameters: dp * ep ranks */
+    tsr_group expert;              /* holds one copy of all experts together: ep ranks */
+    tsr_group replica;             /* holds the same experts: dp ranks; with ep = 1 it is dense */
 } tsr_mesh;
 
 /**
- * Fill in sizes and coordinates.
+ * Fill in sizes and coordinates, make the groups' communicators.
+ *
+ * A group whose nodes differ in ranks or planes stays flat, with one warning.
+ * Collective: on world (borrowed), which outlives the mesh.
  * Errors: TSR_ERR_ARG when the sizes do not multiply to the ranks (the valid ones are named);
- *         TSR_ERR_UNSUPPORTED for pp > 1, ep > 1 and any placement that is not built yet, by name.
+ *         TSR_ERR_UNSUPPORTED for pp > 1 and any placement that is not built yet, by name; those of
+ *         tsr_comm_split().
  */
 TSR_NODISCARD tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world,
                                          tsr_mesh *mesh_out);
+
+/**
+ * Let NCCL move what the device holds in all groups of several ranks but world.
+ *
+ * Collective: on world. device (borrowed) outlives the mesh.
+ * Errors: those of tsr_comm_create_nccl().
+ */
+TSR_NODISCARD tsr_status tsr_mesh_use_nccl(tsr_mesh *mesh, tsr_device *device,
+                                           const tsr_nccl_options *options);
+
+/** Collective; where one communicator is dead all leak on purpose: peers are not there to agree. */
+void tsr_mesh_destroy(tsr_mesh *mesh);
 
 /** Sequences [begin, end) of a step's `global` that data-parallel rank `part` of `parts` takes. */
 void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_t *end);
