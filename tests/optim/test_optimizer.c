@@ -1,4 +1,5 @@
-/* The sharded optimizer against one rank alone and against AdamW written down in f64.
+/* The sharded optimizer against one rank alone and against AdamW written down in f64, with all
+ * experts on each rank or spread over them.
  *
  * Gradients are small multiples of 2^-10, and so are the parts that ranks contribute: their sums
  * and the sums of their squares are exact in any order, so that P ranks must equal one to the bit.
@@ -12,7 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { STEPS = 4 };
+enum { STEPS = 4, LAYERS = 2, EXPERTS = 3 };
 
 static const double lr = 0.01;
 
@@ -20,11 +21,11 @@ static const double lr = 0.01;
 typedef struct fixture {
     tsr_device *device;
     tsr_stream *stream;
-    tsr_param_table table;
+    tsr_param_table table, local; /* of all, of this rank's experts */
     tsr_weights weights;
     tsr_optimizer *optimizer;
     tsr_optim_config config;
-    tsr_comm *comm;
+    tsr_comm *comm, *replica; /* replica: NULL where all ranks have all experts */
 } fixture;
 
 static tsr_optim_config config_of(tsr_dtype moments, double clip_norm)
@@ -45,12 +46,12 @@ static tsr_status make_table(tsr_model_config *model, tsr_param_table *table)
 
     *model = (tsr_model_config){.vocab_size = 37,
                                 .hidden_size = 24,
-                                .num_hidden_layers = 2,
+                                .num_hidden_layers = LAYERS,
                                 .num_attention_heads = 3,
                                 .num_key_value_heads = 1,
                                 .head_dim = 8,
                                 .moe_intermediate_size = 13,
-                                .num_experts = 3,
+                                .num_experts = EXPERTS,
                                 .num_experts_per_tok = 2,
                                 .rms_norm_eps = 1e-5,
                                 .rope_theta = 1e4,
@@ -62,10 +63,14 @@ static tsr_status make_table(tsr_model_config *model, tsr_param_table *table)
     return tsr_param_table_create(model, table);
 }
 
-static tsr_status set_up(fixture *f, tsr_comm *comm, const char *device, bool is_far,
-                         tsr_dtype compute, tsr_dtype moments, double clip_norm)
+/* Rank r of P holds what owner gives to part r % ep, as P / ep - 1 others do; ep = 0: everything. */
+static tsr_status set_up_spread(fixture *f, tsr_comm *comm, const char *device, bool is_far,
+                                tsr_dtype compute, tsr_dtype moments, double clip_norm, int ep,
+                                const int32_t owner[LAYERS * EXPERTS])
 {
     tsr_comm *groups[TSR_GROUPS] = {comm, comm, comm};
+    const int part = ep > 0 ? tsr_comm_rank(comm) % ep : 0;
+    const tsr_param_table *table = &f->table;
     tsr_model_config model;
 
     *f = (fixture){.config = config_of(moments, clip_norm), .comm = comm};
@@ -73,15 +78,29 @@ static tsr_status set_up(fixture *f, tsr_comm *comm, const char *device, bool is
     f->device->is_host = !is_far;
     TSR_TRY(tsr_stream_create(f->device, &f->stream));
     TSR_TRY(make_table(&model, &f->table));
-    TSR_TRY(tsr_weights_create(&model, &f->table, f->device, compute, true, &f->weights));
+    if (ep > 0) {
+        TSR_TRY(tsr_comm_split(comm, part, tsr_comm_rank(comm), &f->replica));
+        TSR_TRY(tsr_param_table_share(&f->table, owner, part, &f->local));
+        groups[TSR_GROUP_EXPERT] = f->replica;
+        table = &f->local;
+    }
+    TSR_TRY(tsr_weights_create(&model, table, f->device, compute, true, &f->weights));
     TSR_TRY(tsr_optimizer_create(&f->config, &f->weights, groups, &f->optimizer));
     return tsr_optimizer_init(f->optimizer, 5, f->stream);
+}
+
+static tsr_status set_up(fixture *f, tsr_comm *comm, const char *device, bool is_far,
+                         tsr_dtype compute, tsr_dtype moments, double clip_norm)
+{
+    return set_up_spread(f, comm, device, is_far, compute, moments, clip_norm, 0, NULL);
 }
 
 static void tear_down(fixture *f)
 {
     tsr_optimizer_destroy(&f->optimizer);
+    tsr_comm_destroy(&f->replica);
     tsr_weights_destroy(&f->weights);
+    tsr_param_table_destroy(&f->local);
     tsr_param_table_destroy(&f->table);
     tsr_stream_destroy(&f->stream);
     tsr_device_close(&f->device);
@@ -96,17 +115,21 @@ static float gradient_of(int64_t step, int param, int64_t at)
     return (float)(u < 0.5 ? -size : size);
 }
 
-/* Rank 0's part is what remains when each other rank gives rank / 1024. */
+/* Rank 0's part is what remains when each other rank of the group gives rank / 1024. */
 static void fill_gradients(fixture *f, int64_t step)
 {
-    const int size = tsr_comm_size(f->comm), rank = tsr_comm_rank(f->comm);
-    const int others = size * (size - 1) / 2;
-
     for (int i = 0; i < f->table.count; ++i) {
-        const tsr_param *param = &f->table.params[i];
+        const tsr_param *param = &f->weights.table->params[i];
+        const bool is_replica = param->group == TSR_GROUP_EXPERT && f->replica != NULL;
+        const tsr_comm *comm = is_replica ? f->replica : f->comm;
+        const int size = tsr_comm_size(comm), rank = tsr_comm_rank(comm);
+        const int others = size * (size - 1) / 2;
         float *gradient = tsr_weights_gradient(&f->weights, i);
+
         for (int64_t at = 0; at < param->rows * param->width; ++at) {
-            const float rest = gradient_of(step, i, at) - (float)others / 1024.0f;
+            const int64_t whole =
+                tsr_param_global_row(param, at / param->width) * param->width + at % param->width;
+            const float rest = gradient_of(step, i, whole) - (float)others / 1024.0f;
             gradient[at] = rank == 0 ? rest : (float)rank / 1024.0f;
         }
     }
@@ -132,16 +155,20 @@ static bool ok_or_say(tsr_status st)
     return st == TSR_OK;
 }
 
+/* Rows that a holds against the same ones of b, which holds all. */
 static bool equal_working_copies(const fixture *a, const fixture *b)
 {
     bool ok = true;
 
     for (int i = 0; i < a->table.count; ++i) {
-        const tsr_param *param = &a->table.params[i];
-        const size_t bytes =
-            (size_t)(param->rows * param->width) * tsr_dtype_bytes(a->weights.dtype[param->group]);
-        ok = ok && memcmp(tsr_weights_value(&a->weights, i), tsr_weights_value(&b->weights, i),
-                          bytes) == 0;
+        const tsr_param *param = &a->weights.table->params[i];
+        const size_t bytes = (size_t)param->width * tsr_dtype_bytes(a->weights.dtype[param->group]);
+        const char *mine = tsr_weights_value(&a->weights, i);
+        const char *all = tsr_weights_value(&b->weights, i);
+        for (int64_t row = 0; row < param->rows; ++row) {
+            const int64_t whole = tsr_param_global_row(param, row);
+            ok = ok && memcmp(mine + (size_t)row * bytes, all + (size_t)whole * bytes, bytes) == 0;
+        }
     }
     return ok;
 }
@@ -168,13 +195,15 @@ static bool equal_state(fixture *sharded, fixture *whole)
     return ok;
 }
 
-static bool ranks_equal_one(tsr_dtype compute, tsr_dtype moments, bool is_far)
+static bool ranks_equal_one(tsr_dtype compute, tsr_dtype moments, bool is_far, int ep,
+                            const int32_t owner[LAYERS * EXPERTS])
 {
     fixture many = {0}, one = {0};
     tsr_comm *alone = NULL;
     double norm_many = 0, norm_one = 0;
     bool ok = ok_or_say(tsr_comm_create_self(&alone)) &&
-              ok_or_say(set_up(&many, tsr_test_comm(), "cpu:plain", is_far, compute, moments, 8)) &&
+              ok_or_say(set_up_spread(&many, tsr_test_comm(), "cpu:plain", is_far, compute, moments,
+                                      8, ep, owner)) &&
               ok_or_say(set_up(&one, alone, "cpu:plain", false, compute, moments, 8));
 
     for (int64_t step = 1; ok && step <= STEPS; ++step) {
@@ -189,6 +218,27 @@ static bool ranks_equal_one(tsr_dtype compute, tsr_dtype moments, bool is_far)
     return ok;
 }
 
+/* Every mesh of this many ranks, experts dealt evenly or anyhow: 3 on 4 ranks leave one without. */
+static void spread_experts_change_nothing(void **state)
+{
+    (void)state;
+    const int ranks = tsr_comm_size(tsr_test_comm());
+    bool ok = true;
+
+    for (int ep = 1; ep <= ranks; ++ep) {
+        int32_t even[LAYERS * EXPERTS];
+        const int32_t last = ep - 1, mixed[LAYERS * EXPERTS] = {last, 0, last, 0, 0, 0};
+
+        if (ranks % ep == 0) {
+            tsr_expert_owners_even(LAYERS, EXPERTS, ep, even);
+            ok = ranks_equal_one(TSR_F32, TSR_F32, false, ep, even) && ok;
+            ok = ranks_equal_one(TSR_BF16, TSR_BF16, false, ep, mixed) && ok;
+            ok = ranks_equal_one(TSR_BF16, TSR_F32, true, ep, mixed) && ok;
+        }
+    }
+    assert_all_ranks(tsr_test_comm(), ok);
+}
+
 static void many_ranks_equal_one_to_the_bit(void **state)
 {
     (void)state;
@@ -196,7 +246,7 @@ static void many_ranks_equal_one_to_the_bit(void **state)
 
     for (int compute = TSR_F32; compute <= TSR_BF16; ++compute) {
         for (int moments = TSR_F32; moments <= TSR_BF16; ++moments) {
-            ok = ranks_equal_one((tsr_dtype)compute, (tsr_dtype)moments, false) && ok;
+            ok = ranks_equal_one((tsr_dtype)compute, (tsr_dtype)moments, false, 0, NULL) && ok;
         }
     }
     assert_all_ranks(tsr_test_comm(), ok);
@@ -206,8 +256,8 @@ static void many_ranks_equal_one_to_the_bit(void **state)
 static void a_far_device_changes_nothing(void **state)
 {
     (void)state;
-    assert_all_ranks(tsr_test_comm(), ranks_equal_one(TSR_F32, TSR_F32, true) &&
-                                          ranks_equal_one(TSR_BF16, TSR_BF16, true));
+    assert_all_ranks(tsr_test_comm(), ranks_equal_one(TSR_F32, TSR_F32, true, 0, NULL) &&
+                                          ranks_equal_one(TSR_BF16, TSR_BF16, true, 0, NULL));
 }
 
 /* AdamW of one element in f64, from the start; betas are the f32 numbers that the operator gets. */
@@ -308,15 +358,15 @@ static void clipping_scales_the_gradient(void **state)
     assert_all_ranks(tsr_test_comm(), ok);
 }
 
-static void slices_tile_every_row_once(void **state)
+static bool tiles(int ep, const int32_t owner[LAYERS * EXPERTS])
 {
-    (void)state;
     enum { MOST_ROWS = 128 };
     static uint64_t owners[64 * MOST_ROWS];
     fixture f = {0};
     const tsr_state_slice *slices = NULL;
     int count = 0;
-    bool ok = ok_or_say(set_up(&f, tsr_test_comm(), "cpu:plain", false, TSR_F32, TSR_F32, 0)) &&
+    bool ok = ok_or_say(set_up_spread(&f, tsr_test_comm(), "cpu:plain", false, TSR_F32, TSR_F32, 0,
+                                      ep, owner)) &&
               tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK && f.table.count <= 64;
 
     memset(owners, 0, sizeof owners);
@@ -334,7 +384,18 @@ static void slices_tile_every_row_once(void **state)
         }
     }
     tear_down(&f);
-    assert_all_ranks(tsr_test_comm(), ok);
+    return ok;
+}
+
+static void slices_tile_every_row_once(void **state)
+{
+    (void)state;
+    const int ranks = tsr_comm_size(tsr_test_comm());
+    int32_t even[LAYERS * EXPERTS];
+    const int32_t mixed[LAYERS * EXPERTS] = {ranks - 1, 0, ranks - 1, 0, 0, 0};
+
+    tsr_expert_owners_even(LAYERS, EXPERTS, ranks, even);
+    assert_all_ranks(tsr_test_comm(), tiles(0, NULL) && tiles(ranks, even) && tiles(ranks, mixed));
 }
 
 /* Working copies hold what the parameter's rule says, whatever P is. */
@@ -428,6 +489,8 @@ static void memory_is_as_announced(void **state)
 {
     (void)state;
     tsr_comm *comm = tsr_test_comm();
+    const int size = tsr_comm_size(comm), rank = tsr_comm_rank(comm);
+    const int sizes[TSR_GROUPS] = {size, size, size}, ranks[TSR_GROUPS] = {rank, rank, rank};
     bool ok = true;
 
     for (int compute = TSR_F32; compute <= TSR_BF16; ++compute) {
@@ -435,10 +498,11 @@ static void memory_is_as_announced(void **state)
         const size_t before = tsr_mem_live_bytes(TSR_MEM_OPTIMIZER);
         ok = ok_or_say(set_up(&f, comm, "cpu:plain", false, (tsr_dtype)compute, TSR_BF16, 0)) && ok;
         const size_t taken = tsr_mem_live_bytes(TSR_MEM_OPTIMIZER) - before;
-        const size_t announced = tsr_optimizer_bytes(&f.config, &f.table, (tsr_dtype)compute,
-                                                     tsr_comm_size(comm), tsr_comm_rank(comm));
+        const size_t announced =
+            tsr_optimizer_bytes(&f.config, &f.table, (tsr_dtype)compute, sizes, ranks);
         /* what is not state: cuts, one slice a parameter, and the object itself */
-        const size_t rest = (size_t)f.table.count * sizeof(tsr_state_slice) + 2048;
+        const size_t rest =
+            (size_t)f.table.count * (sizeof(tsr_state_slice) + sizeof(int64_t)) + 2048;
         ok = ok && taken >= announced && taken <= announced + rest;
         tear_down(&f);
     }
@@ -480,6 +544,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(many_ranks_equal_one_to_the_bit),
         cmocka_unit_test(a_far_device_changes_nothing),
+        cmocka_unit_test(spread_experts_change_nothing),
         cmocka_unit_test(steps_follow_the_formula),
         cmocka_unit_test(clipping_scales_the_gradient),
         cmocka_unit_test(slices_tile_every_row_once),
