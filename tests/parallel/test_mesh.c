@@ -9,33 +9,58 @@ static bool refused(tsr_parallel_config config, tsr_status code, const char *tex
     tsr_mesh mesh = {0};
 
     return tsr_mesh_create(&config, tsr_test_comm(), &mesh) == code &&
-           strstr(tsr_error_message(), text) != NULL && mesh.world == NULL;
+           strstr(tsr_error_message(), text) != NULL && mesh.world.flat == NULL;
+}
+
+static bool ok_or_say(tsr_status st)
+{
+    if (st != TSR_OK) {
+        (void)fprintf(stderr, "%s\n", tsr_error_message());
+    }
+    return st == TSR_OK;
+}
+
+/* ---- sizes ----------------------------------------------------------------------------------- */
+
+static bool has_sizes(tsr_parallel_config config, int dp, int ep)
+{
+    tsr_mesh mesh = {0};
+    const bool ok = ok_or_say(tsr_mesh_create(&config, tsr_test_comm(), &mesh)) && mesh.pp == 1 &&
+                    mesh.dp == dp && mesh.ep == ep && mesh.pp_rank == 0;
+
+    tsr_mesh_destroy(&mesh);
+    return ok;
 }
 
 static void zeros_are_filled_in(void **state)
 {
     tsr_comm *comm = tsr_test_comm();
-    const tsr_parallel_config config = {0};
-    tsr_mesh mesh = {0};
+    const int ranks = tsr_comm_size(comm);
 
     (void)state;
-    const tsr_status st = tsr_mesh_create(&config, comm, &mesh);
-    assert_all_ranks(
-        comm, st == TSR_OK && mesh.pp == 1 && mesh.ep == 1 && mesh.dp == tsr_comm_size(comm) &&
-                  mesh.dp_rank == tsr_comm_rank(comm) && mesh.pp_rank == 0 && mesh.ep_rank == 0 &&
-                  mesh.dense_group == comm && mesh.expert_group == comm);
+    assert_all_ranks(comm, has_sizes((tsr_parallel_config){0}, ranks, 1));
+    assert_all_ranks(comm, has_sizes((tsr_parallel_config){.ep = ranks}, 1, ranks));
+    assert_all_ranks(comm, has_sizes((tsr_parallel_config){.dp = ranks}, ranks, 1));
+    assert_all_ranks(comm, has_sizes((tsr_parallel_config){.dp = 1}, 1, ranks));
+    assert_all_ranks(comm,
+                     has_sizes((tsr_parallel_config){.pp = 1, .dp = 1, .ep = ranks}, 1, ranks));
 }
 
-static void a_wrong_product_names_the_right_value(void **state)
+static void wrong_sizes_name_the_valid_ones(void **state)
 {
+    static const char *const divisors[] = {"1", "1, 2", "1, 3", "1, 2, 4", "1, 5", "1, 2, 3, 6"};
     tsr_comm *comm = tsr_test_comm();
     const int ranks = tsr_comm_size(comm);
-    char text[64];
+    char valid[64], product[64];
 
     (void)state;
-    (void)snprintf(text, sizeof text, "set dp = %d", ranks);
+    (void)snprintf(valid, sizeof valid, "the %d ranks, valid are %s", ranks, divisors[ranks - 1]);
+    (void)snprintf(product, sizeof product, "set dp = %d or dp = 0", ranks);
     assert_all_ranks(
-        comm, refused((tsr_parallel_config){.pp = 1, .dp = ranks + 1, .ep = 1}, TSR_ERR_ARG, text));
+        comm,
+        refused((tsr_parallel_config){.dp = ranks + 1, .ep = 1}, TSR_ERR_ARG, valid) &&
+            refused((tsr_parallel_config){.ep = 7}, TSR_ERR_ARG, valid) &&
+            (ranks == 1 || refused((tsr_parallel_config){.dp = 1, .ep = 1}, TSR_ERR_ARG, product)));
 }
 
 static void what_is_not_built_is_refused_by_name(void **state)
@@ -45,10 +70,129 @@ static void what_is_not_built_is_refused_by_name(void **state)
     (void)state;
     assert_all_ranks(comm, refused((tsr_parallel_config){.pp = 2}, TSR_ERR_UNSUPPORTED,
                                    "parallel.pp = 2: pipelines are not built yet") &&
-                               refused((tsr_parallel_config){.ep = 4}, TSR_ERR_UNSUPPORTED,
-                                       "parallel.ep = 4: expert parallelism is not built yet") &&
                                refused((tsr_parallel_config){.placement = 4}, TSR_ERR_UNSUPPORTED,
                                        "parallel.placement = fssdp is not built yet"));
+}
+
+/* ---- groups ---------------------------------------------------------------------------------- */
+
+/* What a rank says of itself in its groups. */
+typedef struct card {
+    int32_t position, dp_rank, ep_rank, node, local;
+} card;
+
+static card card_of(const tsr_mesh *mesh)
+{
+    const tsr_comm *world = mesh->world.flat;
+    const tsr_seat *seat = &tsr_comm_seats(world)[tsr_comm_rank(world)];
+
+    return (card){.position = mesh->dp_rank * mesh->ep + mesh->ep_rank,
+                  .dp_rank = mesh->dp_rank,
+                  .ep_rank = mesh->ep_rank,
+                  .node = seat->node,
+                  .local = seat->local};
+}
+
+/* Over comm: all cards, and is everybody there, in the same order on both kinds of routes? */
+static bool gather(const tsr_group *group, const card *mine, card all[TSR_TEST_MAX_RANKS])
+{
+    double there = 1.0;
+
+    return tsr_comm_rank(group->host.all) == tsr_comm_rank(group->flat) &&
+           ok_or_say(tsr_comm_all_reduce_f64(group->host.all, &there, 1, TSR_REDUCE_SUM)) &&
+           there == tsr_comm_size(group->flat) &&
+           ok_or_say(tsr_comm_all_gather(group->host.all, mine, sizeof *mine, all)) &&
+           group->device.all == group->host.all;
+}
+
+/* node: my node in order of local; rail: my place on every node. each: the group's ranks on each of
+ * its nodes, 0 where it must not have rails. */
+static bool check_rails(const tsr_group *group, const card *mine, int each)
+{
+    card all[TSR_TEST_MAX_RANKS];
+    bool ok = true;
+
+    if (each == 0) {
+        return group->host.rail == NULL && group->host.node == NULL &&
+               group->host.all == group->flat;
+    }
+    if (group->host.rail == NULL || group->host.node == NULL) {
+        return false;
+    }
+    const int nodes = tsr_comm_size(group->flat) / each;
+    ok = tsr_comm_size(group->host.node) == each && tsr_comm_size(group->host.rail) == nodes &&
+         ok_or_say(tsr_comm_all_gather(group->host.node, mine, sizeof *mine, all));
+    for (int i = 0; ok && i < each; ++i) {
+        ok = all[i].node == mine->node && (i == 0 || all[i].local > all[i - 1].local);
+    }
+    ok = ok && ok_or_say(tsr_comm_all_gather(group->host.rail, mine, sizeof *mine, all));
+    for (int i = 0; ok && i < nodes; ++i) {
+        ok = (i == 0 || all[i].node > all[i - 1].node) && all[i].local == mine->local;
+    }
+    return ok;
+}
+
+/* Ranks of a group of consecutive positions on each of its nodes if these are several with several
+ * ranks each, as many on each; else 0. The world has `each` ranks a node. */
+static int rails_of(int first, int size, int each)
+{
+    const int ends_evenly = first % each == 0 && size % each == 0;
+
+    return size > each && each > 1 && ends_evenly ? each : 0;
+}
+
+static bool check_mesh(tsr_comm *world, int dp, int ep, int each)
+{
+    const tsr_parallel_config config = {.dp = dp, .ep = ep};
+    const int ranks = tsr_comm_size(world);
+    card all[TSR_TEST_MAX_RANKS];
+    tsr_mesh mesh = {0};
+
+    if (!ok_or_say(tsr_mesh_create(&config, world, &mesh))) {
+        return false;
+    }
+    const card mine = card_of(&mesh);
+    bool ok = gather(&mesh.world, &mine, all);
+    ok = gather(&mesh.dense, &mine, all) && ok;
+    for (int i = 0; i < ranks; ++i) { /* by node, then by place */
+        ok = ok && all[i].position == i &&
+             (i == 0 || all[i].node > all[i - 1].node ||
+              (all[i].node == all[i - 1].node && all[i].local > all[i - 1].local));
+    }
+    ok = gather(&mesh.expert, &mine, all) && tsr_comm_size(mesh.expert.flat) == ep && ok;
+    for (int i = 0; i < ep; ++i) {
+        ok = ok && all[i].ep_rank == i && all[i].dp_rank == mesh.dp_rank;
+    }
+    ok = gather(&mesh.replica, &mine, all) && tsr_comm_size(mesh.replica.flat) == dp && ok;
+    for (int i = 0; i < dp; ++i) {
+        ok = ok && all[i].dp_rank == i && all[i].ep_rank == mesh.ep_rank;
+    }
+    ok = check_rails(&mesh.world, &mine, rails_of(0, ranks, each)) && ok;
+    ok = check_rails(&mesh.dense, &mine, rails_of(0, ranks, each)) && ok;
+    ok = check_rails(&mesh.expert, &mine, rails_of(mesh.dp_rank * ep, ep, each)) && ok;
+    tsr_mesh_destroy(&mesh);
+    return ok && mesh.world.flat == NULL;
+}
+
+static bool check_all_meshes(tsr_comm *world, int each)
+{
+    const int ranks = tsr_comm_size(world);
+    bool ok = true;
+
+    for (int ep = 1; ep <= ranks; ++ep) {
+        if (ranks % ep == 0) {
+            ok = check_mesh(world, ranks / ep, ep, each) && ok;
+        }
+    }
+    return ok;
+}
+
+static void one_node_has_no_rails(void **state)
+{
+    tsr_comm *comm = tsr_test_comm();
+
+    (void)state;
+    assert_all_ranks(comm, check_all_meshes(comm, tsr_comm_size(comm)));
 }
 
 static void options_are_read(void **state)
@@ -59,9 +203,11 @@ static void options_are_read(void **state)
     const tsr_option_table table = tsr_parallel_options(&config);
 
     (void)state;
-    tsr_config_read("[parallel]\ndp = 3\nplacement = eplb\n", "x.ini", NULL, 0, &table, 1, &errors);
+    tsr_config_read("[parallel]\ndp = 3\nplacement = eplb\ndispatch = flat\n", "x.ini", NULL, 0,
+                    &table, 1, &errors);
     assert_all_ranks(comm, errors.count == 0 && config.pp == 1 && config.dp == 3 &&
-                               config.ep == 1 && config.placement == 3);
+                               config.ep == 1 && config.placement == 3 &&
+                               config.dispatch == TSR_DISPATCH_FLAT);
 }
 
 static void shares_are_in_order_and_balanced(void **state)
@@ -91,8 +237,9 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(zeros_are_filled_in),
-        cmocka_unit_test(a_wrong_product_names_the_right_value),
+        cmocka_unit_test(wrong_sizes_name_the_valid_ones),
         cmocka_unit_test(what_is_not_built_is_refused_by_name),
+        cmocka_unit_test(one_node_has_no_rails),
         cmocka_unit_test(options_are_read),
         cmocka_unit_test(shares_are_in_order_and_balanced),
     };
