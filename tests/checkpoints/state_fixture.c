@@ -55,6 +55,7 @@ static void make_table(fixture *self, int64_t scale)
             param->rows *= axis + 1 < param->dims ? param->shape[axis] : 1;
         }
         param->width = param->shape[param->dims - 1];
+        param->group = param->dims == 3 ? TSR_GROUP_EXPERT : TSR_GROUP_DENSE;
     }
     self->table = (tsr_param_table){.params = self->params, .count = FIXTURE_PARAMS};
 }
@@ -107,6 +108,47 @@ static bool cut_stripes(fixture *self, int part, int parts, tsr_dtype moments)
     return true;
 }
 
+/* Rows [begin, end) of a share's tensor, a slice for each run of the whole one. */
+static bool add_runs(fixture *self, int index, const tsr_param *param, int64_t begin, int64_t end,
+                     tsr_dtype moments)
+{
+    bool ok = true;
+
+    while (ok && begin < end) {
+        const int64_t run = tsr_param_run_end(param, begin), stop = run < end ? run : end;
+        const int64_t row = tsr_param_global_row(param, begin);
+        ok = self->view.slice_count < FIXTURE_SLICES &&
+             add_slice(self, index, row, row + stop - begin, moments);
+        begin = stop;
+    }
+    return ok;
+}
+
+static bool cut_mesh(fixture *self, int ep, bool in_turn, int part, int parts, tsr_dtype moments)
+{
+    int32_t owner[4 * FIXTURE_EXPERTS];
+    tsr_param_table local = {0};
+    const int64_t experts = self->params[2].shape[0];
+    bool ok = experts <= 4 * FIXTURE_EXPERTS;
+
+    if (ok) {
+        tsr_expert_owners_even(1, experts, ep, owner);
+        for (int64_t e = 0; in_turn && e < experts; ++e) {
+            owner[e] = (int32_t)(e % ep);
+        }
+        ok = tsr_param_table_share(&self->table, owner, part % ep, &local) == TSR_OK;
+    }
+    for (int i = 0; ok && i < FIXTURE_PARAMS; ++i) {
+        const bool is_expert = local.params[i].group == TSR_GROUP_EXPERT;
+        const int64_t rows = local.params[i].rows;
+        const int sharers = is_expert ? parts / ep : parts, place = is_expert ? part / ep : part;
+        ok = add_runs(self, i, &local.params[i], rows * place / sharers,
+                      rows * (place + 1) / sharers, moments);
+    }
+    tsr_param_table_destroy(&local);
+    return ok;
+}
+
 bool fixture_make(fixture *out, fixture_cut cut, int part, int parts, tsr_dtype moments,
                   int64_t step, int64_t scale)
 {
@@ -125,6 +167,10 @@ bool fixture_make(fixture *out, fixture_cut cut, int part, int parts, tsr_dtype 
     }
     if (cut == CUT_STRIPED) {
         ok = cut_stripes(out, part, parts, moments);
+    } else if (cut == CUT_SPREAD) {
+        ok = cut_mesh(out, parts, true, part, parts, moments);
+    } else if (cut == CUT_MESH) {
+        ok = cut_mesh(out, parts % 2 == 0 ? 2 : parts, false, part, parts, moments);
     } else if (cut == CUT_LAST) {
         ok = cut_line(out, 0, part == parts - 1 ? rows : 0, moments);
     } else {

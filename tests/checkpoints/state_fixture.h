@@ -4,20 +4,22 @@
 
 #include "checkpoints/checkpoints.h"
 
-enum { FIXTURE_PARAMS = 6, FIXTURE_LAYERS = 2, FIXTURE_EXPERTS = 5 };
+enum { FIXTURE_PARAMS = 6, FIXTURE_LAYERS = 2, FIXTURE_EXPERTS = 5, FIXTURE_SLICES = 24 };
 
 /** How rows are dealt out. */
 typedef enum fixture_cut {
     CUT_EVEN,    /* all rows of all tensors in one line: cuts fall inside experts */
     CUT_LAST,    /* the last part has everything, the others nothing */
     CUT_STRIPED, /* each tensor in 2 * parts stripes, two to a part: several slices a tensor */
+    CUT_SPREAD,  /* as on dp 1 x ep parts, experts dealt out in turn: a slice for each of them */
+    CUT_MESH,    /* as on dp x ep 2 where parts is even, else on dp 1 x ep parts: in order */
     CUTS
 } fixture_cut;
 
 typedef struct fixture {
     tsr_param params[FIXTURE_PARAMS];
     tsr_param_table table;
-    tsr_state_slice slices[2 * FIXTURE_PARAMS];
+    tsr_state_slice slices[FIXTURE_SLICES];
     float bias[FIXTURE_LAYERS * FIXTURE_EXPERTS];
     tsr_state_view view;
 } fixture;

@@ -71,7 +71,7 @@ def main():
     digests = set()
     with tempfile.TemporaryDirectory(prefix="tessera-test-") as top:
         for ranks in (1, 3):
-            for cut in range(3):
+            for cut in range(5):
                 run = os.path.join(top, f"run-{ranks}-{cut}")
                 subprocess.run([*mpirun, str(ranks), writer, run, str(cut)], check=True)
                 folder = os.path.join(run, "checkpoints", "latest")
