@@ -38,7 +38,22 @@ function(tsr_pkg target module)
   endif()
 endfunction()
 
+# HDF5 from its archive where that links: the shared library brings 30 others (curl, Kerberos, LDAP)
+# into every start of the program, to read files over the network.
 tsr_pkg(hdf5 hdf5-openmpi)
+find_library(TSR_HDF5_ARCHIVE libhdf5.a HINTS ${hdf5_LIBRARY_DIRS})
+if(TSR_HDF5_ARCHIVE AND hdf5_FOUND)
+  set(CMAKE_REQUIRED_INCLUDES ${hdf5_INCLUDE_DIRS})
+  set(CMAKE_REQUIRED_LIBRARIES ${TSR_HDF5_ARCHIVE} sz z m ${CMAKE_DL_LIBS} MPI::MPI_C)
+  set(CMAKE_REQUIRED_QUIET ON)
+  check_c_source_compiles("#include <hdf5.h>\nint main(void) {return H5open();}" TSR_LINKS_HDF5_ARCHIVE)
+  unset(CMAKE_REQUIRED_INCLUDES)
+  if(TSR_LINKS_HDF5_ARCHIVE)
+    set_target_properties(tsr_dep_hdf5 PROPERTIES
+      INTERFACE_LINK_LIBRARIES "${TSR_HDF5_ARCHIVE};sz;z;m;${CMAKE_DL_LIBS};MPI::MPI_C"
+      INTERFACE_INCLUDE_DIRECTORIES "${hdf5_INCLUDE_DIRS}")
+  endif()
+endif()
 tsr_pkg(inih inih)
 tsr_pkg(jansson jansson)
 tsr_pkg(xxhash libxxhash)
