@@ -23,8 +23,57 @@ typedef enum tsr_link {
     TSR_LINKS
 } tsr_link;
 
+/** What bytes are moved for: they are counted by purpose and link. */
+typedef enum tsr_traffic {
+    TSR_TRAFFIC_CONTROL = 0, /* counts, totals, texts */
+    TSR_TRAFFIC_REDUCE_SCATTER,
+    TSR_TRAFFIC_ALL_GATHER,
+    TSR_TRAFFIC_DISPATCH,
+    TSR_TRAFFIC_COMBINE,
+    TSR_TRAFFIC_SPARSE_ALL_GATHER,
+    TSR_TRAFFIC_SPARSE_REDUCE_SCATTER,
+    TSR_TRAFFICS
+} tsr_traffic;
+
+/** Words of run files and metrics: "control", "reduce_scatter", ... */
+const char *tsr_traffic_name(tsr_traffic purpose);
+
+/** Payload bytes this process has sent so far over all its communicators, by the link that each
+ *  message took: a composite communicator counts every hop. Threads: any. */
+void tsr_traffic_read(int64_t bytes_out[TSR_TRAFFICS][TSR_LINKS]);
+
+/** Where a rank of a communicator sits. */
+typedef struct tsr_seat {
+    int32_t node;  /* nodes are numbered in the order of their lowest rank */
+    int32_t local; /* place among this communicator's ranks on the node, in rank order */
+    int32_t plane; /* of its network interface; 0 where nothing else was said */
+} tsr_seat;
+
 /** The communicator of one rank alone; every call succeeds without a message. */
 TSR_NODISCARD tsr_status tsr_comm_create_self(tsr_comm **comm_out);
+
+/**
+ * Ranks with the same color >= 0, ordered by key, then by rank.
+ * Collective: on comm. Errors: those of tsr_comm_create_mpi(). Owns: the caller; destroy it before
+ * comm.
+ */
+TSR_NODISCARD tsr_status tsr_comm_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out);
+
+/**
+ * The ranks of whole, by messages that never leave their plane between nodes: inside the node to
+ * the rank of the right plane, then to the other nodes, or the other way round.
+ *
+ * whole, node, rail: borrowed, in host memory terms the same backend; node: this node's ranks in
+ * the order of local; rail: one rank a node, in the order of nodes, all of this rank's local place
+ * and plane. Takes device memory if node and rail do.
+ * Order:      reductions add the node's ranks first, then the nodes: fixed for a given layout.
+ * Exchange:   refused (TSR_ERR_UNSUPPORTED): not all pairs have a direct way; use node and rail.
+ * Collective: on whole.
+ * Errors:     TSR_ERR_ARG where nodes differ in their number of ranks or in the planes of their
+ *             places, naming one of them.
+ */
+TSR_NODISCARD tsr_status tsr_comm_create_planes(tsr_comm *whole, tsr_comm *node, tsr_comm *rail,
+                                                tsr_comm **comm_out);
 
 /** Collective; frees everything unless the communicator is dead, which then leaks on purpose. */
 void tsr_comm_destroy(tsr_comm **comm_p);
@@ -35,6 +84,9 @@ int tsr_comm_size(const tsr_comm *comm);
 /** Ranks of this communicator on this node, and this rank's place among them. */
 int tsr_comm_local_rank(const tsr_comm *comm);
 int tsr_comm_local_size(const tsr_comm *comm);
+
+/** [P] seat of each rank. Borrowed. */
+const tsr_seat *tsr_comm_seats(const tsr_comm *comm);
 
 /**
  * True once a call has failed in the transport: every later call is refused (TSR_ERR_COMM).
@@ -107,6 +159,34 @@ TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *valu
 TSR_NODISCARD tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values,
                                                    size_t element_bytes, const int64_t *cuts);
 
+/** A run of bytes in a buffer. */
+typedef struct tsr_segment {
+    int64_t at, bytes;
+} tsr_segment;
+
+/** Who gets what from whom. Peer p's segments are begin[p] .. begin[p+1] - 1 of a list; what one
+ *  rank sends to another has there the same number of segments, of the same lengths, in the same
+ *  order. A rank has none for itself. */
+typedef struct tsr_exchange {
+    const void *send;
+    void *receive; /* may be the memory of send where the segments do not meet */
+    const tsr_segment *send_segments, *receive_segments;
+    const int64_t *send_begin, *receive_begin; /* [P+1] */
+    bool sums; /* f32 segments are added to what is there, else copied over it */
+    tsr_traffic purpose;
+} tsr_exchange;
+
+/**
+ * Move runs of bytes between all pairs of ranks: what all-to-alls and sparse collectives are made
+ * of.
+ *
+ * Order:      sums add what comes from rank - 1, then rank - 2, ... (mod P).
+ * Memory:     as in tsr_comm_reduce_scatter_f32(): nothing is allocated.
+ * Collective: on comm, blocking; a pair without segments sends no message.
+ * Errors:     TSR_ERR_ARG for own segments, lengths below 0, or not a multiple of 4 when summed.
+ */
+TSR_NODISCARD tsr_status tsr_comm_exchange(tsr_comm *comm, const tsr_exchange *exchange);
+
 /* ---- device memory -------------------------------------------------------------------------- */
 
 /** May the four calls below be used on comm? False: copy to the host and use the calls above. */
@@ -130,6 +210,10 @@ TSR_NODISCARD tsr_status tsr_comm_reduce_scatter_f32_on(tsr_comm *comm, float *v
 TSR_NODISCARD tsr_status tsr_comm_all_gather_parts_on(tsr_comm *comm, void *values,
                                                       size_t element_bytes, const int64_t *cuts,
                                                       tsr_stream *stream);
+
+/** As tsr_comm_exchange(), and as above; begin and segments are read before the call returns. */
+TSR_NODISCARD tsr_status tsr_comm_exchange_on(tsr_comm *comm, const tsr_exchange *exchange,
+                                              tsr_stream *stream);
 
 /** As tsr_comm_broadcast(), and as above. */
 TSR_NODISCARD tsr_status tsr_comm_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,

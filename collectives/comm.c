@@ -51,6 +51,24 @@ bool tsr_comm_is_dead(const tsr_comm *comm)
     return comm->is_dead;
 }
 
+const tsr_seat *tsr_comm_seats(const tsr_comm *comm)
+{
+    return comm->seats;
+}
+
+tsr_link tsr_comm_link(const tsr_comm *comm, int from, int to)
+{
+    const tsr_seat *a = &comm->seats[from], *b = &comm->seats[to];
+
+    if (from == to) {
+        return TSR_LINK_SELF;
+    }
+    if (a->node == b->node) {
+        return TSR_LINK_INTRA_NODE;
+    }
+    return a->plane == b->plane ? TSR_LINK_IN_PLANE : TSR_LINK_CROSS_PLANE;
+}
+
 void tsr_comm_bytes(const tsr_comm *comm, int64_t bytes_out[TSR_LINKS])
 {
     memcpy(bytes_out, comm->bytes, sizeof comm->bytes);
@@ -72,13 +90,21 @@ static tsr_status check_alive(const tsr_comm *comm)
     return TSR_OK;
 }
 
+static void count_to(tsr_comm *comm, int peer, tsr_traffic purpose, int64_t bytes)
+{
+    const tsr_link link = tsr_comm_link(comm, comm->rank, peer);
+
+    if (link != TSR_LINK_SELF && !comm->counts_nothing) {
+        comm->bytes[link] += bytes;
+        tsr_traffic_add(purpose, link, bytes);
+    }
+}
+
 /* The same payload goes to every other rank. */
-static void count_to_all(tsr_comm *comm, size_t bytes)
+static void count_to_all(tsr_comm *comm, tsr_traffic purpose, size_t bytes)
 {
     for (int peer = 0; peer < comm->size; ++peer) {
-        if (peer != comm->rank) {
-            comm->bytes[comm->link[peer]] += (int64_t)bytes;
-        }
+        count_to(comm, peer, purpose, (int64_t)bytes);
     }
 }
 
@@ -103,7 +129,7 @@ static tsr_status begin_broadcast(tsr_comm *comm, size_t bytes, int root)
     TSR_CHECK(root >= 0 && root < comm->size, TSR_ERR_ARG, "root = %d, must be in [0, %d)", root,
               comm->size);
     if (comm->rank == root) {
-        count_to_all(comm, bytes);
+        count_to_all(comm, TSR_TRAFFIC_CONTROL, bytes);
     }
     return TSR_OK;
 }
@@ -119,7 +145,7 @@ tsr_status tsr_comm_all_gather(tsr_comm *comm, const void *mine, size_t bytes, v
     TSR_TRY(check_alive(comm));
     TSR_CHECK(bytes <= SIZE_MAX / 2 / (size_t)comm->size, TSR_ERR_ARG,
               "bytes = %zu from each of %d ranks do not fit memory", bytes, comm->size);
-    count_to_all(comm, bytes);
+    count_to_all(comm, TSR_TRAFFIC_CONTROL, bytes);
     return bytes == 0 ? TSR_OK : comm->ops->all_gather(comm, mine, bytes, all);
 }
 
@@ -215,9 +241,8 @@ static tsr_status begin_reduce_scatter(tsr_comm *comm, const int64_t *cuts)
     TSR_TRY(check_alive(comm));
     TSR_TRY(check_cuts(cuts, comm->size));
     for (int peer = 0; peer < comm->size; ++peer) {
-        if (peer != comm->rank) {
-            comm->bytes[comm->link[peer]] += (cuts[peer + 1] - cuts[peer]) * (int64_t)sizeof(float);
-        }
+        count_to(comm, peer, TSR_TRAFFIC_REDUCE_SCATTER,
+                 (cuts[peer + 1] - cuts[peer]) * (int64_t)sizeof(float));
     }
     return TSR_OK;
 }
@@ -228,7 +253,8 @@ static tsr_status begin_all_gather_parts(tsr_comm *comm, size_t element_bytes, c
     TSR_CHECK(element_bytes == 2 || element_bytes == 4, TSR_ERR_ARG,
               "element_bytes = %zu, must be 2 or 4", element_bytes);
     TSR_TRY(check_cuts(cuts, comm->size));
-    count_to_all(comm, (size_t)(cuts[comm->rank + 1] - cuts[comm->rank]) * element_bytes);
+    count_to_all(comm, TSR_TRAFFIC_ALL_GATHER,
+                 (size_t)(cuts[comm->rank + 1] - cuts[comm->rank]) * element_bytes);
     return TSR_OK;
 }
 
@@ -243,6 +269,67 @@ tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values, size_t elemen
 {
     TSR_TRY(begin_all_gather_parts(comm, element_bytes, cuts));
     return comm->ops->all_gather_parts(comm, values, element_bytes, cuts);
+}
+
+static tsr_status check_segments(const tsr_comm *comm, const tsr_segment *segments,
+                                 const int64_t *begin, bool sums, const char *what)
+{
+    TSR_CHECK(begin[comm->rank + 1] == begin[comm->rank], TSR_ERR_ARG,
+              "rank %d has %" PRId64 " %s segments for itself, must have none", comm->rank,
+              begin[comm->rank + 1] - begin[comm->rank], what);
+    for (int64_t i = begin[0]; i < begin[comm->size]; ++i) {
+        const int64_t at = segments[i].at, bytes = segments[i].bytes;
+
+        TSR_CHECK(at >= 0 && bytes >= 0 && (!sums || bytes % (int64_t)sizeof(float) == 0),
+                  TSR_ERR_ARG,
+                  "%s segment %" PRId64 " is %" PRId64 " bytes at %" PRId64 ": both must be >= 0%s",
+                  what, i, bytes, at, sums ? ", and whole floats to be summed" : "");
+    }
+    return TSR_OK;
+}
+
+static tsr_status begin_exchange(tsr_comm *comm, const tsr_exchange *x)
+{
+    TSR_TRY(check_alive(comm));
+    TSR_TRY(check_segments(comm, x->send_segments, x->send_begin, x->sums, "send"));
+    TSR_TRY(check_segments(comm, x->receive_segments, x->receive_begin, x->sums, "receive"));
+    for (int peer = 0; peer < comm->size; ++peer) {
+        int64_t bytes = 0;
+
+        for (int64_t i = x->send_begin[peer]; i < x->send_begin[peer + 1]; ++i) {
+            bytes += x->send_segments[i].bytes;
+        }
+        count_to(comm, peer, x->purpose, bytes);
+    }
+    return TSR_OK;
+}
+
+static tsr_status check_has_exchange(const tsr_comm *comm, bool has)
+{
+    TSR_CHECK(
+        has, TSR_ERR_UNSUPPORTED,
+        "the %s communicator of %d ranks has no direct way between all of them: exchange over "
+        "what it was made of",
+        comm->ops->name, comm->size);
+    return TSR_OK;
+}
+
+tsr_status tsr_comm_exchange(tsr_comm *comm, const tsr_exchange *exchange)
+{
+    TSR_TRY(check_has_exchange(comm, comm->ops->exchange != NULL));
+    TSR_TRY(begin_exchange(comm, exchange));
+    return comm->ops->exchange(comm, exchange);
+}
+
+tsr_status tsr_comm_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
+{
+    *comm_out = NULL;
+    TSR_TRY(check_alive(comm));
+    TSR_CHECK(color >= 0, TSR_ERR_ARG, "color = %d, must be >= 0", color);
+    TSR_CHECK(comm->ops->split != NULL, TSR_ERR_UNSUPPORTED,
+              "the %s communicator of %d ranks is not split: split the one it was made over",
+              comm->ops->name, comm->size);
+    return comm->ops->split(comm, color, key, comm_out);
 }
 
 /* ---- device memory -------------------------------------------------------------------------- */
@@ -274,6 +361,14 @@ tsr_status tsr_comm_all_gather_parts_on(tsr_comm *comm, void *values, size_t ele
     TSR_TRY(check_takes_device_memory(comm));
     TSR_TRY(begin_all_gather_parts(comm, element_bytes, cuts));
     return comm->ops->all_gather_parts_on(comm, values, element_bytes, cuts, stream);
+}
+
+tsr_status tsr_comm_exchange_on(tsr_comm *comm, const tsr_exchange *exchange, tsr_stream *stream)
+{
+    TSR_TRY(check_takes_device_memory(comm));
+    TSR_TRY(check_has_exchange(comm, comm->ops->exchange_on != NULL));
+    TSR_TRY(begin_exchange(comm, exchange));
+    return comm->ops->exchange_on(comm, exchange, stream);
 }
 
 tsr_status tsr_comm_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,

@@ -22,12 +22,15 @@ typedef struct tsr_comm_ops {
     tsr_status (*reduce_scatter_f32)(tsr_comm *comm, float *values, const int64_t *cuts);
     tsr_status (*all_gather_parts)(tsr_comm *comm, void *values, size_t element_bytes,
                                    const int64_t *cuts);
+    tsr_status (*exchange)(tsr_comm *comm, const tsr_exchange *exchange);         /* may be NULL, */
+    tsr_status (*split)(tsr_comm *comm, int color, int key, tsr_comm **comm_out); /* too */
     void (*destroy)(tsr_comm *comm);
     /* Device memory: required where takes_device_memory is set, else never called. */
     tsr_status (*reduce_scatter_f32_on)(tsr_comm *comm, float *values, const int64_t *cuts,
                                         tsr_stream *stream);
     tsr_status (*all_gather_parts_on)(tsr_comm *comm, void *values, size_t element_bytes,
                                       const int64_t *cuts, tsr_stream *stream);
+    tsr_status (*exchange_on)(tsr_comm *comm, const tsr_exchange *exchange, tsr_stream *stream);
     tsr_status (*broadcast_on)(tsr_comm *comm, void *buffer, size_t bytes, int root,
                                tsr_stream *stream);
     tsr_status (*stream_wait)(tsr_comm *comm, tsr_stream *stream);
@@ -38,11 +41,19 @@ struct tsr_comm { /* base of every backend's communicator */
     int rank, size, local_rank, local_size;
     double timeout_s;
     bool takes_device_memory;
-    bool is_dead;              /* a transport call failed: every later call is refused */
-    const unsigned char *link; /* [P] tsr_link to each rank; the backend's memory */
-    char *scratch;             /* [P, TSR_COMM_PIECE_BYTES]; the backend's; NULL if P is 1 */
+    bool is_dead;          /* a transport call failed: every later call is refused */
+    const tsr_seat *seats; /* [P]; the backend's memory */
+    const int *names;      /* [P] what messages call the ranks: their numbers in the outermost */
+    bool counts_nothing;   /* others, which it is made of, do the sending and the counting */
+    char *scratch;         /* [P, TSR_COMM_PIECE_BYTES]; the backend's; NULL if P is 1 */
     int64_t bytes[TSR_LINKS];
 };
+
+/** Link between two ranks of a communicator. */
+tsr_link tsr_comm_link(const tsr_comm *comm, int from, int to);
+
+/** Count bytes that this process sends, or that dispatch leaves where they are. Threads: any. */
+void tsr_traffic_add(tsr_traffic purpose, tsr_link link, int64_t bytes);
 
 /** Copy the phase set last into text_out (TSR_PHASE_MAX bytes) and give its step. */
 int64_t tsr_comm_phase(char *text_out);

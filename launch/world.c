@@ -53,13 +53,13 @@ static tsr_status start_mpi(int *argc, char ***argv, world *w)
 {
     int provided = 0, size = 0;
 
-    TSR_CHECK(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) == MPI_SUCCESS,
+    TSR_CHECK(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided) == MPI_SUCCESS,
               TSR_ERR_COMM, "MPI_Init failed");
     w->has_mpi = true;
     (void)MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     (void)MPI_Comm_size(MPI_COMM_WORLD, &size);
     TSR_TRY(check_not_alone(size));
-    return tsr_comm_create_mpi(MPI_COMM_WORLD, start_timeout_s, &w->comm);
+    return tsr_comm_create_mpi(MPI_COMM_WORLD, start_timeout_s, 0, &w->comm);
 }
 
 tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w)
@@ -84,7 +84,7 @@ tsr_status world_set_timeout(world *w, double timeout_s)
         return TSR_OK;
     }
     tsr_comm_destroy(&w->comm);
-    return tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, &w->comm);
+    return tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, 0, &w->comm);
 }
 
 static int exit_code_of(tsr_status status)

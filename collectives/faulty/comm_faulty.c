@@ -79,6 +79,25 @@ static tsr_status faulty_all_gather_parts(tsr_comm *comm, void *values, size_t e
         comm, tsr_comm_all_gather_parts(((comm_faulty *)comm)->inner, values, element_bytes, cuts));
 }
 
+static tsr_status faulty_exchange(tsr_comm *comm, const tsr_exchange *exchange)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(comm, tsr_comm_exchange(((comm_faulty *)comm)->inner, exchange));
+}
+
+static tsr_status faulty_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(comm, tsr_comm_split(((comm_faulty *)comm)->inner, color, key, comm_out));
+}
+
+static tsr_status faulty_exchange_on(tsr_comm *comm, const tsr_exchange *exchange,
+                                     tsr_stream *stream)
+{
+    TSR_TRY(disturb(comm));
+    return pass_on(comm, tsr_comm_exchange_on(((comm_faulty *)comm)->inner, exchange, stream));
+}
+
 static tsr_status faulty_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64_t *cuts,
                                                tsr_stream *stream)
 {
@@ -122,9 +141,12 @@ static const tsr_comm_ops faulty_ops = {
     .all_gather = faulty_all_gather,
     .reduce_scatter_f32 = faulty_reduce_scatter_f32,
     .all_gather_parts = faulty_all_gather_parts,
+    .exchange = faulty_exchange,
+    .split = faulty_split,
     .destroy = faulty_destroy,
     .reduce_scatter_f32_on = faulty_reduce_scatter_f32_on,
     .all_gather_parts_on = faulty_all_gather_parts_on,
+    .exchange_on = faulty_exchange_on,
     .broadcast_on = faulty_broadcast_on,
     .stream_wait = faulty_stream_wait,
 };
@@ -138,6 +160,7 @@ tsr_status tsr_comm_create_faulty(tsr_comm *inner, const tsr_comm_fault *fault, 
     comm_faulty *self = block;
     self->base = *inner; /* the same ranks, links and scratch */
     self->base.ops = &faulty_ops;
+    self->base.counts_nothing = true; /* inner does */
     self->inner = inner;
     self->fault = *fault;
     *comm_out = &self->base;

@@ -28,8 +28,9 @@ static tsr_status mpi_agree(tsr_comm *comm, tsr_status local)
     rc = MPI_Ibcast(self->message, sizeof self->message, MPI_CHAR, self->first_bad, self->handle,
                     &request);
     TSR_TRY(mpi_wait(self, rc, &request, "agreement"));
-    return local != TSR_OK ? local
-                           : TSR_FAIL(TSR_ERR_PEER, "rank %d: %s", self->first_bad, self->message);
+    return local != TSR_OK
+               ? local
+               : TSR_FAIL(TSR_ERR_PEER, "rank %d: %s", self->names[self->first_bad], self->message);
 }
 
 static tsr_status mpi_barrier(tsr_comm *comm)
@@ -90,7 +91,10 @@ static void free_memory(comm_mpi *self)
         tsr_mem_free(self->pieces);
         tsr_mem_free(self->base.scratch);
         tsr_mem_free(self->probes);
-        tsr_mem_free(self->link);
+        tsr_mem_free(self->seats);
+        tsr_mem_free(self->names);
+        tsr_mem_free(self->segments);
+        tsr_mem_free(self->one_each);
         tsr_mem_free(self);
     }
 }
@@ -108,6 +112,8 @@ static void mpi_destroy(tsr_comm *comm)
     free_memory(self);
 }
 
+static tsr_status mpi_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out);
+
 static const tsr_comm_ops mpi_ops = {
     .name = "mpi",
     .agree = mpi_agree,
@@ -116,6 +122,8 @@ static const tsr_comm_ops mpi_ops = {
     .all_gather = mpi_all_gather,
     .reduce_scatter_f32 = mpi_reduce_scatter_f32,
     .all_gather_parts = mpi_all_gather_parts,
+    .exchange = mpi_exchange,
+    .split = mpi_split,
     .destroy = mpi_destroy,
 };
 
@@ -139,7 +147,13 @@ static tsr_status take_memory(size_t ranks, comm_mpi **self_out)
     TSR_TRY_GOTO(take(ranks + 1, PIECE, (void **)&self->pieces), err_free);
     TSR_TRY_GOTO(take(ranks, PIECE, (void **)&self->base.scratch), err_free);
     TSR_TRY_GOTO(take(ranks, sizeof *self->probes, (void **)&self->probes), err_free);
-    TSR_TRY_GOTO(take(ranks, sizeof *self->link, (void **)&self->link), err_free);
+    TSR_TRY_GOTO(take(ranks, sizeof *self->seats, (void **)&self->seats), err_free);
+    TSR_TRY_GOTO(take(ranks, sizeof *self->names, (void **)&self->names), err_free);
+    TSR_TRY_GOTO(take(2 * ranks, sizeof *self->segments, (void **)&self->segments), err_free);
+    TSR_TRY_GOTO(take(ranks + 1, sizeof *self->one_each, (void **)&self->one_each), err_free);
+    for (size_t i = 0; i <= ranks; ++i) {
+        self->one_each[i] = (int64_t)i;
+    }
     *self_out = self;
     return TSR_OK;
 
@@ -148,39 +162,77 @@ err_free:
     return st;
 }
 
+/* Number the nodes by their lowest ranks, and the ranks on each; as given, nodes may have any
+ * numbers. */
+static void number_seats(comm_mpi *self)
+{
+    tsr_comm *comm = &self->base;
+    tsr_segment *given = self->segments; /* borrowed */
+    int32_t nodes = 0;
+
+    for (int r = 0; r < comm->size; ++r) {
+        given[r].at = self->seats[r].node;
+    }
+    for (int r = 0; r < comm->size; ++r) {
+        tsr_seat *seat = &self->seats[r];
+        int first = 0;
+
+        while (given[first].at != given[r].at) {
+            ++first;
+        }
+        seat->node = first == r ? nodes++ : self->seats[first].node;
+        seat->local = 0;
+        for (int before = first; before < r; ++before) {
+            seat->local += given[before].at == given[r].at;
+        }
+    }
+    comm->local_rank = self->seats[comm->rank].local;
+    comm->local_size = 0;
+    for (int r = 0; r < comm->size; ++r) {
+        comm->local_size += self->seats[r].node == self->seats[comm->rank].node;
+    }
+}
+
 /* Which ranks share this node, and whether they have more ranks than cores between them. */
-static int look_around(comm_mpi *self)
+static int look_around(comm_mpi *self, int *leader_out)
 {
     MPI_Comm node = MPI_COMM_NULL;
-    int *leaders = (int *)(void *)self->pieces; /* borrowed: P ints fit */
     cpu_set_t own, united;
-    int leader = self->base.rank, rc = MPI_SUCCESS;
+    int local_size = 0;
 
+    *leader_out = self->base.rank;
     CPU_ZERO(&united);
     if (sched_getaffinity(0, sizeof own, &own) != 0) {
         CPU_ZERO(&own);
     }
-    rc = MPI_Comm_split_type(self->handle, MPI_COMM_TYPE_SHARED, self->base.rank, MPI_INFO_NULL,
-                             &node);
+    int rc = MPI_Comm_split_type(self->handle, MPI_COMM_TYPE_SHARED, self->base.rank, MPI_INFO_NULL,
+                                 &node);
     if (rc != MPI_SUCCESS) {
         return rc;
     }
-    (void)MPI_Comm_rank(node, &self->base.local_rank);
-    (void)MPI_Comm_size(node, &self->base.local_size);
+    (void)MPI_Comm_size(node, &local_size);
     rc = MPI_Allreduce(&own, &united, sizeof own, MPI_BYTE, MPI_BOR, node);
     if (rc == MPI_SUCCESS) {
-        rc = MPI_Bcast(&leader, 1, MPI_INT, 0, node);
-    }
-    if (rc == MPI_SUCCESS) {
-        rc = MPI_Allgather(&leader, 1, MPI_INT, leaders, 1, MPI_INT, self->handle);
+        rc = MPI_Bcast(leader_out, 1, MPI_INT, 0, node);
     }
     (void)MPI_Comm_free(&node);
-    for (int peer = 0; rc == MPI_SUCCESS && peer < self->base.size; ++peer) {
-        const bool is_near = leaders[peer] == leader;
-        const tsr_link near = peer == self->base.rank ? TSR_LINK_SELF : TSR_LINK_INTRA_NODE;
-        self->link[peer] = (unsigned char)(is_near ? near : TSR_LINK_IN_PLANE);
+    self->is_crowded = CPU_COUNT(&united) > 0 && local_size > CPU_COUNT(&united);
+    return rc;
+}
+
+static int share_seats(comm_mpi *self, int node, int plane, int name)
+{
+    self->seats[self->base.rank] = (tsr_seat){.node = node, .plane = plane};
+    self->names[self->base.rank] = name;
+    int rc = MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, self->seats, sizeof *self->seats,
+                           MPI_BYTE, self->handle);
+    if (rc == MPI_SUCCESS) {
+        rc = MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, self->names, 1, MPI_INT,
+                           self->handle);
     }
-    self->is_crowded = CPU_COUNT(&united) > 0 && self->base.local_size > CPU_COUNT(&united);
+    if (rc == MPI_SUCCESS) {
+        number_seats(self);
+    }
     return rc;
 }
 
@@ -194,14 +246,14 @@ static int duplicate(MPI_Comm parent, MPI_Comm *out)
     return rc;
 }
 
-tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s, tsr_comm **comm_out)
+/* With `like`, its node, plane and crowd hold here too. */
+static tsr_status create(MPI_Comm parent, double timeout_s, int plane, const comm_mpi *like,
+                         tsr_comm **comm_out)
 {
     comm_mpi *self = NULL;
     tsr_status st = TSR_OK;
-    int size = 0, have = 0, all_have = 0, rc = MPI_SUCCESS;
+    int size = 0, have = 0, all_have = 0, node = 0, rc = MPI_SUCCESS;
 
-    *comm_out = NULL;
-    TSR_CHECK(timeout_s > 0, TSR_ERR_ARG, "timeout_s = %g, must be > 0", timeout_s);
     (void)MPI_Comm_size(parent, &size);
     st = take_memory((size_t)size, &self);
     have = st == TSR_OK;
@@ -216,7 +268,8 @@ tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s, tsr_comm **com
     self->base.ops = &mpi_ops;
     self->base.size = size;
     self->base.timeout_s = timeout_s;
-    self->base.link = self->link;
+    self->base.seats = self->seats;
+    self->base.names = self->names;
     self->chunk_bytes = CHUNK_BYTES;
     self->direct_bytes = DIRECT_BYTES;
     rc = duplicate(parent, &self->handle);
@@ -224,8 +277,15 @@ tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s, tsr_comm **com
         rc = duplicate(parent, &self->watch);
     }
     (void)MPI_Comm_rank(parent, &self->base.rank);
+    if (like != NULL) {
+        node = like->seats[like->base.rank].node;
+        self->is_crowded = like->is_crowded;
+    } else if (rc == MPI_SUCCESS) {
+        rc = look_around(self, &node);
+    }
     if (rc == MPI_SUCCESS) {
-        rc = look_around(self);
+        rc = share_seats(self, node, plane,
+                         like != NULL ? like->names[like->base.rank] : self->base.rank);
     }
     if (rc != MPI_SUCCESS) {
         return mpi_fail(self, rc, "making a communicator"); /* dead: its memory leaks on purpose */
@@ -236,6 +296,39 @@ tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s, tsr_comm **com
 err_free:
     free_memory(self);
     return st;
+}
+
+tsr_status tsr_comm_create_mpi(MPI_Comm parent, double timeout_s, int plane, tsr_comm **comm_out)
+{
+    *comm_out = NULL;
+    TSR_CHECK(timeout_s > 0, TSR_ERR_ARG, "timeout_s = %g, must be > 0", timeout_s);
+    TSR_CHECK(plane >= 0, TSR_ERR_ARG, "plane = %d, must be >= 0", plane);
+    return create(parent, timeout_s, plane, NULL, comm_out);
+}
+
+static tsr_status mpi_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
+{
+    comm_mpi *self = (comm_mpi *)comm;
+    MPI_Comm part = MPI_COMM_NULL;
+    const int rc = MPI_Comm_split(self->handle, color, key, &part);
+
+    if (rc != MPI_SUCCESS) {
+        return mpi_fail(self, rc, "splitting a communicator");
+    }
+    const tsr_status st =
+        create(part, comm->timeout_s, self->seats[comm->rank].plane, self, comm_out);
+    (void)MPI_Comm_free(&part);
+    return st;
+}
+
+void tsr_comm_set_seats(tsr_comm *comm, const tsr_seat *seats)
+{
+    comm_mpi *self = (comm_mpi *)comm;
+
+    if (comm->ops == &mpi_ops) {
+        memcpy(self->seats, seats, (size_t)comm->size * sizeof *seats);
+        number_seats(self);
+    }
 }
 
 void tsr_comm_set_message_bytes(tsr_comm *comm, size_t bytes)

@@ -1,4 +1,4 @@
-/* The two large operations: every rank talks straight to every other, in chunks.
+/* The large operations: every rank talks straight to every other, in chunks.
  *
  *   distance k = 1 .. P-1: send to rank + k, receive from rank - k (mod P)
  *
@@ -13,10 +13,13 @@
 enum { UNDER_WAY = 2 };
 
 typedef struct lane {
-    int direction;        /* 1: send, -1: receive */
-    int distance;         /* of the peer whose part is posted next; P: all posted */
-    size_t at;            /* bytes of that part posted so far */
-    int64_t done, posted; /* chunks; slots are taken in turn */
+    int direction;               /* 1: send, -1: receive */
+    char *memory;                /* that its segments lie in */
+    const tsr_segment *segments; /* of all peers */
+    const int64_t *begin;        /* [P+1] */
+    int distance;                /* of the peer whose segments are posted; P: all are */
+    int64_t segment, at;         /* of those of this peer, and how much of it is posted */
+    int64_t done, posted;        /* chunks; slots are taken in turn */
     struct {
         MPI_Request request;
         char *to; /* of a received chunk that is to be summed */
@@ -27,11 +30,8 @@ typedef struct lane {
 typedef struct exchange {
     comm_mpi *self;
     const char *name;
-    int tag;
-    char *values;
-    size_t element_bytes, message_bytes;
-    const int64_t *cuts;
-    bool sums; /* reduce-scatter: parts travel to their owners; else from them */
+    size_t message_bytes;
+    bool sums;
     lane lanes[2];
 } exchange;
 
@@ -43,38 +43,47 @@ static void add(float *restrict y, const float *restrict x, size_t count)
     }
 }
 
-/* Post the lane's next chunk; nothing when all have been. */
-static int post(exchange *x, lane *l)
+/* Go to the next piece of what is left to post; false when there is none. */
+static bool find_piece(const exchange *x, lane *l, int *peer)
 {
     const int size = x->self->base.size, rank = x->self->base.rank;
 
-    while (l->distance < size) {
-        const int peer = (rank + l->direction * l->distance + size) % size;
-        const int owner = (l->direction == 1) == x->sums ? peer : rank;
-        const size_t first = (size_t)x->cuts[owner] * x->element_bytes;
-        const size_t part = (size_t)x->cuts[owner + 1] * x->element_bytes - first;
-        const size_t left = part - l->at;
-        const size_t bytes = left < x->message_bytes ? left : x->message_bytes;
-        const int64_t at = l->posted % UNDER_WAY;
-        char *place = x->values + first + l->at;
-
-        if (bytes == 0) {
-            ++l->distance;
-            l->at = 0;
-            continue;
+    for (; l->distance < size; ++l->distance, l->segment = 0) {
+        *peer = (rank + l->direction * l->distance + size) % size;
+        const int64_t count = l->begin[*peer + 1] - l->begin[*peer];
+        for (; l->segment < count; ++l->segment, l->at = 0) {
+            if (l->at < l->segments[l->begin[*peer] + l->segment].bytes) {
+                return true;
+            }
         }
-        l->slot[at].to = place;
-        l->slot[at].bytes = bytes;
-        l->at += bytes;
-        ++l->posted;
-        if (l->direction == 1) {
-            return MPI_Isend(place, (int)bytes, MPI_BYTE, peer, x->tag, x->self->handle,
-                             &l->slot[at].request);
-        }
-        return MPI_Irecv(x->sums ? x->self->chunk[at] : place, (int)bytes, MPI_BYTE, peer, x->tag,
-                         x->self->handle, &l->slot[at].request);
     }
-    return MPI_SUCCESS;
+    return false;
+}
+
+/* Post the lane's next chunk; nothing when all have been. */
+static int post(exchange *x, lane *l)
+{
+    const int64_t slot = l->posted % UNDER_WAY;
+    int peer = 0;
+
+    if (!find_piece(x, l, &peer)) {
+        return MPI_SUCCESS;
+    }
+    const tsr_segment *segment = &l->segments[l->begin[peer] + l->segment];
+    const size_t left = (size_t)(segment->bytes - l->at);
+    const size_t bytes = left < x->message_bytes ? left : x->message_bytes;
+    char *place = l->memory + segment->at + l->at;
+
+    l->slot[slot].to = place;
+    l->slot[slot].bytes = bytes;
+    l->at += (int64_t)bytes;
+    ++l->posted;
+    if (l->direction == 1) {
+        return MPI_Isend(place, (int)bytes, MPI_BYTE, peer, TAG_EXCHANGE, x->self->handle,
+                         &l->slot[slot].request);
+    }
+    return MPI_Irecv(x->sums ? x->self->chunk[slot] : place, (int)bytes, MPI_BYTE, peer,
+                     TAG_EXCHANGE, x->self->handle, &l->slot[slot].request);
 }
 
 /* Look at the lane's oldest chunk; finish it and post another one if it has passed. */
@@ -111,33 +120,45 @@ static void withdraw(lane *l)
     }
 }
 
-static tsr_status run(exchange *x)
+static tsr_status run(comm_mpi *self, const tsr_exchange *what, const char *name)
 {
-    lane *receive = &x->lanes[0], *send = &x->lanes[1];
+    exchange x = {.self = self,
+                  .name = name,
+                  .message_bytes = what->sums ? self->chunk_bytes : self->direct_bytes,
+                  .sums = what->sums};
+    lane *receive = &x.lanes[0], *send = &x.lanes[1];
     tsr_status st = TSR_OK;
     waiter wait = {0};
     int rc = MPI_SUCCESS;
 
-    *receive = (lane){.direction = -1, .distance = 1};
-    *send = (lane){.direction = 1, .distance = 1};
+    *receive = (lane){.direction = -1,
+                      .memory = what->receive,
+                      .segments = what->receive_segments,
+                      .begin = what->receive_begin,
+                      .distance = 1};
+    *send = (lane){.direction = 1,
+                   .memory = (char *)(uintptr_t)what->send, /* MPI only reads it */
+                   .segments = what->send_segments,
+                   .begin = what->send_begin,
+                   .distance = 1};
     for (int i = 0; i < 2 * UNDER_WAY && rc == MPI_SUCCESS; ++i) {
-        rc = post(x, &x->lanes[i % 2]);
+        rc = post(&x, &x.lanes[i % 2]);
     }
     while (rc == MPI_SUCCESS && st == TSR_OK &&
            (receive->done < receive->posted || send->done < send->posted)) {
         bool moved = false;
-        rc = advance(x, receive, &moved);
+        rc = advance(&x, receive, &moved);
         if (rc == MPI_SUCCESS) {
-            rc = advance(x, send, &moved);
+            rc = advance(&x, send, &moved);
         }
         if (moved) {
             wait = (waiter){0};
         } else if (rc == MPI_SUCCESS) {
-            st = mpi_pause(x->self, &wait, x->name);
+            st = mpi_pause(self, &wait, name);
         }
     }
     if (rc != MPI_SUCCESS) {
-        st = mpi_fail(x->self, rc, x->name);
+        st = mpi_fail(self, rc, name);
     }
     if (st != TSR_OK) {
         withdraw(receive);
@@ -146,32 +167,43 @@ static tsr_status run(exchange *x)
     return st;
 }
 
+tsr_status mpi_exchange(tsr_comm *comm, const tsr_exchange *what)
+{
+    return run((comm_mpi *)comm, what, tsr_traffic_name(what->purpose));
+}
+
+/* Parts of one buffer: one segment to each peer and one from it, none for this rank. */
+static tsr_status exchange_parts(comm_mpi *self, void *values, size_t element_bytes,
+                                 const int64_t *cuts, bool sums, const char *name)
+{
+    const int size = self->base.size, rank = self->base.rank;
+    tsr_segment *theirs = self->segments, *mine = theirs + size;
+
+    for (int peer = 0; peer < size; ++peer) {
+        const int64_t at[2] = {cuts[peer], cuts[rank]};
+        const int64_t count[2] = {cuts[peer + 1] - cuts[peer], cuts[rank + 1] - cuts[rank]};
+        const int64_t bytes = peer == rank ? 0 : (int64_t)element_bytes;
+
+        theirs[peer] = (tsr_segment){at[0] * (int64_t)element_bytes, count[0] * bytes};
+        mine[peer] = (tsr_segment){at[1] * (int64_t)element_bytes, count[1] * bytes};
+    }
+    const tsr_exchange what = {.send = values,
+                               .receive = values,
+                               .send_segments = sums ? theirs : mine,
+                               .receive_segments = sums ? mine : theirs,
+                               .send_begin = self->one_each,
+                               .receive_begin = self->one_each,
+                               .sums = sums};
+    return run(self, &what, name);
+}
+
 tsr_status mpi_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
 {
-    comm_mpi *self = (comm_mpi *)comm;
-    exchange x = {.self = self,
-                  .message_bytes = self->chunk_bytes,
-                  .name = "reduce-scatter",
-                  .tag = TAG_REDUCE_SCATTER,
-                  .values = (char *)values,
-                  .element_bytes = sizeof *values,
-                  .cuts = cuts,
-                  .sums = true};
-
-    return run(&x);
+    return exchange_parts((comm_mpi *)comm, values, sizeof *values, cuts, true, "reduce-scatter");
 }
 
 tsr_status mpi_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
                                 const int64_t *cuts)
 {
-    comm_mpi *self = (comm_mpi *)comm;
-    exchange x = {.self = self,
-                  .message_bytes = self->direct_bytes,
-                  .name = "all-gather",
-                  .tag = TAG_GATHER_PARTS,
-                  .values = values,
-                  .element_bytes = element_bytes,
-                  .cuts = cuts};
-
-    return run(&x);
+    return exchange_parts((comm_mpi *)comm, values, element_bytes, cuts, false, "all-gather");
 }

@@ -5,10 +5,7 @@
 #include "collectives/comm_impl.h"
 #include "collectives/mpi_bridge.h"
 
-enum { /* on `handle` */
-       TAG_REDUCE_SCATTER = 1,
-       TAG_GATHER_PARTS
-};
+enum { TAG_EXCHANGE = 1 }; /* on `handle` */
 
 /* What a rank that gave up tells the others: where it stands. */
 typedef struct probe {
@@ -25,12 +22,15 @@ typedef struct comm_mpi {
     bool is_crowded;        /* more ranks of this communicator on this node than cores */
     int verdict, first_bad;
     char message[512];
-    size_t chunk_bytes;  /* longest message that is summed or copied on arrival */
-    size_t direct_bytes; /* longest message that goes straight to its place */
-    char *chunk[2];      /* received, not yet summed */
-    char *pieces;        /* [P + 1, TSR_COMM_PIECE_BYTES]: own, then everybody's */
-    probe *probes;       /* [P] last word of each rank; own entry is what is sent */
-    unsigned char *link; /* [P] */
+    size_t chunk_bytes;    /* longest message that is summed or copied on arrival */
+    size_t direct_bytes;   /* longest message that goes straight to its place */
+    char *chunk[2];        /* received, not yet summed */
+    char *pieces;          /* [P + 1, TSR_COMM_PIECE_BYTES]: own, then everybody's */
+    probe *probes;         /* [P] last word of each rank; own entry is what is sent */
+    tsr_seat *seats;       /* [P] */
+    int *names;            /* [P] */
+    tsr_segment *segments; /* [2P] of a reduce-scatter or all-gather under way: to and from each */
+    int64_t *one_each;     /* [P+1] 0, 1, ...: each peer has one of those */
 } comm_mpi;
 
 /* One wait: time without progress. Zeroed is a new one. */
@@ -53,5 +53,6 @@ TSR_NODISCARD tsr_status mpi_wait(comm_mpi *self, int rc, MPI_Request *request,
 TSR_NODISCARD tsr_status mpi_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts);
 TSR_NODISCARD tsr_status mpi_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
                                               const int64_t *cuts);
+TSR_NODISCARD tsr_status mpi_exchange(tsr_comm *comm, const tsr_exchange *what);
 
 #endif

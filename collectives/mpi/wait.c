@@ -104,7 +104,7 @@ static void append_ranks(const comm_mpi *self, bool is_heard, const probe *like,
             like == NULL || (word->step == like->step && strcmp(word->phase, like->phase) == 0 &&
                              strcmp(word->operation, like->operation) == 0);
         if (word->is_heard == is_heard && same) {
-            (void)snprintf(number, sizeof number, " %d", peer);
+            (void)snprintf(number, sizeof number, " %d", self->names[peer]);
             append(list, sizeof list, number);
             ++count;
         }

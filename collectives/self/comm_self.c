@@ -49,6 +49,21 @@ static tsr_status self_all_gather_parts(tsr_comm *comm, void *values, size_t ele
     return TSR_OK;
 }
 
+static tsr_status self_exchange(tsr_comm *comm, const tsr_exchange *exchange)
+{
+    (void)comm;
+    (void)exchange; /* a rank has nothing for itself */
+    return TSR_OK;
+}
+
+static tsr_status self_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
+{
+    (void)comm;
+    (void)color;
+    (void)key;
+    return tsr_comm_create_self(comm_out);
+}
+
 static void self_destroy(tsr_comm *comm)
 {
     tsr_mem_free(comm);
@@ -62,12 +77,15 @@ static const tsr_comm_ops self_ops = {
     .all_gather = self_all_gather,
     .reduce_scatter_f32 = self_reduce_scatter_f32,
     .all_gather_parts = self_all_gather_parts,
+    .exchange = self_exchange,
+    .split = self_split,
     .destroy = self_destroy,
 };
 
 tsr_status tsr_comm_create_self(tsr_comm **comm_out)
 {
-    static const unsigned char link[1] = {TSR_LINK_SELF};
+    static const tsr_seat seat = {0};
+    static const int name = 0;
     void *block = NULL;
 
     *comm_out = NULL;
@@ -76,7 +94,8 @@ tsr_status tsr_comm_create_self(tsr_comm **comm_out)
     comm->ops = &self_ops;
     comm->size = 1;
     comm->local_size = 1;
-    comm->link = link;
+    comm->seats = &seat;
+    comm->names = &name;
     *comm_out = comm;
     return TSR_OK;
 }

@@ -160,7 +160,7 @@ int main(int argc, char **argv)
     if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != MPI_SUCCESS) {
         return 1;
     }
-    tsr_status st = tsr_comm_create_mpi(MPI_COMM_WORLD, 60.0, &b.comm);
+    tsr_status st = tsr_comm_create_mpi(MPI_COMM_WORLD, 60.0, 0, &b.comm);
     if (st == TSR_OK && (tsr_comm_size(b.comm) > MAX_RANKS || rounds < 1 || rounds > MAX_ROUNDS ||
                          !(mib > 0.0 && mib < 4096.0))) {
         st = TSR_FAIL(TSR_ERR_ARG, "at most %d ranks, 1 to %d rounds, MiB below 4096", MAX_RANKS,

@@ -40,7 +40,7 @@ static bool first_ranks(int size, tsr_comm **out)
     (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     (void)MPI_Comm_split(MPI_COMM_WORLD, rank < size ? 0 : MPI_UNDEFINED, rank, &part);
     if (part != MPI_COMM_NULL) {
-        ok = tsr_comm_create_mpi(part, 20.0, out) == TSR_OK;
+        ok = tsr_comm_create_mpi(part, 20.0, 0, out) == TSR_OK;
         (void)MPI_Comm_free(&part);
     }
     return ok;

@@ -29,7 +29,7 @@ int main(int argc, char **argv)
     if (argc != 3 || MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != MPI_SUCCESS) {
         return 2;
     }
-    if (tsr_comm_create_mpi(MPI_COMM_WORLD, 20.0, &comm) == TSR_OK) {
+    if (tsr_comm_create_mpi(MPI_COMM_WORLD, 20.0, 0, &comm) == TSR_OK) {
         failed = save(comm, argv[1], (fixture_cut)strtol(argv[2], NULL, 10));
     }
     tsr_comm_destroy(&comm);

@@ -95,7 +95,7 @@ int main(int argc, char **argv)
     }
     (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     (void)MPI_Comm_split(MPI_COMM_WORLD, scene->is_stopped && rank == 2, rank, &healthy);
-    if (tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, &comm) == TSR_OK &&
+    if (tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, 0, &comm) == TSR_OK &&
         tsr_comm_barrier(comm) == TSR_OK) {
         ok = play(scene, comm, rank);
     }

@@ -194,7 +194,7 @@ static void a_time_limit_must_be_positive(void **state)
 {
     (void)state;
     tsr_comm *comm = tsr_test_comm(), *other = comm;
-    const tsr_status st = tsr_comm_create_mpi(MPI_COMM_WORLD, 0.0, &other);
+    const tsr_status st = tsr_comm_create_mpi(MPI_COMM_WORLD, 0.0, 0, &other);
 
     assert_all_ranks(comm, st == TSR_ERR_ARG && other == NULL &&
                                strstr(tsr_error_message(), "timeout_s = 0") != NULL);

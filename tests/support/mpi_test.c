@@ -28,7 +28,7 @@ int tsr_mpi_test_main(int argc, char **argv, const char *name, const struct CMUn
     if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != MPI_SUCCESS) {
         return 1;
     }
-    if (tsr_comm_create_mpi(MPI_COMM_WORLD, 20.0, &world) == TSR_OK) {
+    if (tsr_comm_create_mpi(MPI_COMM_WORLD, 20.0, 0, &world) == TSR_OK) {
         if (tsr_comm_rank(world) != 0 && freopen("/dev/null", "w", stdout) == NULL) {
             return 1;
         }
