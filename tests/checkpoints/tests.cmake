@@ -28,6 +28,11 @@ tsr_add_mpi_test(checkpoints.layouts
   LIBS tsr_state_fixture
   RANKS 1 2 3 4)
 
+tsr_add_mpi_test(checkpoints.meshes
+  SOURCES checkpoints/test_meshes.c
+  LIBS tsr_state_fixture tsr_optim_fixture
+  RANKS 1 2 3 4)
+
 add_executable(write_checkpoint checkpoints/write_checkpoint.c)
 target_link_libraries(write_checkpoint PRIVATE tsr_flags tsr_state_fixture MPI::MPI_C m)
 # Debian's own Python: the one that python3-h5py installs for

@@ -1,224 +1,46 @@
 /* The sharded optimizer against one rank alone and against AdamW written down in f64, with all
- * experts on each rank or spread over them.
- *
- * Gradients are small multiples of 2^-10, and so are the parts that ranks contribute: their sums
- * and the sums of their squares are exact in any order, so that P ranks must equal one to the bit.
- */
+ * experts on each rank or spread over them. */
 #include "tests/support/mpi_test.h"
 
-#include "optim/optim.h"
-#include "runtime/device_impl.h"
+#include "tests/optim/optim_fixture.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { STEPS = 4, LAYERS = 2, EXPERTS = 3 };
+enum { STEPS = 4 };
 
-static const double lr = 0.01;
-
-/* A model's weights and their optimizer over one communicator. */
-typedef struct fixture {
-    tsr_device *device;
-    tsr_stream *stream;
-    tsr_param_table table, local; /* of all, of this rank's experts */
-    tsr_weights weights;
-    tsr_optimizer *optimizer;
-    tsr_optim_config config;
-    tsr_comm *comm, *replica; /* replica: NULL where all ranks have all experts */
-} fixture;
-
-static tsr_optim_config config_of(tsr_dtype moments, double clip_norm)
-{
-    return (tsr_optim_config){.lr = lr,
-                              .beta1 = 0.9,
-                              .beta2 = 0.95,
-                              .eps = 1e-8,
-                              .weight_decay = 0.1,
-                              .clip_norm = clip_norm,
-                              .moments = (int)moments};
-}
-
-/* Odd sizes: rows do not divide by ranks, nor widths by vectors. */
-static tsr_status make_table(tsr_model_config *model, tsr_param_table *table)
-{
-    static tsr_config_errors errors;
-
-    *model = (tsr_model_config){.vocab_size = 37,
-                                .hidden_size = 24,
-                                .num_hidden_layers = LAYERS,
-                                .num_attention_heads = 3,
-                                .num_key_value_heads = 1,
-                                .head_dim = 8,
-                                .moe_intermediate_size = 13,
-                                .num_experts = EXPERTS,
-                                .num_experts_per_tok = 2,
-                                .rms_norm_eps = 1e-5,
-                                .rope_theta = 1e4,
-                                .initializer_range = 0.02,
-                                .norm_topk_prob = true,
-                                .routed_scaling_factor = 1.0};
-    tsr_model_config_check(model, &errors);
-    TSR_CHECK(errors.count == 0, TSR_ERR_ARG, "%s", errors.text);
-    return tsr_param_table_create(model, table);
-}
-
-/* Rank r of P holds what owner gives to part r % ep, as P / ep - 1 others do; ep = 0: everything. */
-static tsr_status set_up_spread(fixture *f, tsr_comm *comm, const char *device, bool is_far,
-                                tsr_dtype compute, tsr_dtype moments, double clip_norm, int ep,
-                                const int32_t owner[LAYERS * EXPERTS])
-{
-    tsr_comm *groups[TSR_GROUPS] = {comm, comm, comm};
-    const int part = ep > 0 ? tsr_comm_rank(comm) % ep : 0;
-    const tsr_param_table *table = &f->table;
-    tsr_model_config model;
-
-    *f = (fixture){.config = config_of(moments, clip_norm), .comm = comm};
-    TSR_TRY(tsr_device_open(device, 1, &f->device));
-    f->device->is_host = !is_far;
-    TSR_TRY(tsr_stream_create(f->device, &f->stream));
-    TSR_TRY(make_table(&model, &f->table));
-    if (ep > 0) {
-        TSR_TRY(tsr_comm_split(comm, part, tsr_comm_rank(comm), &f->replica));
-        TSR_TRY(tsr_param_table_share(&f->table, owner, part, &f->local));
-        groups[TSR_GROUP_EXPERT] = f->replica;
-        table = &f->local;
-    }
-    TSR_TRY(tsr_weights_create(&model, table, f->device, compute, true, &f->weights));
-    TSR_TRY(tsr_optimizer_create(&f->config, &f->weights, groups, &f->optimizer));
-    return tsr_optimizer_init(f->optimizer, 5, f->stream);
-}
-
-static tsr_status set_up(fixture *f, tsr_comm *comm, const char *device, bool is_far,
+static tsr_status set_up(optim_fixture *f, tsr_comm *comm, const char *device, bool is_far,
                          tsr_dtype compute, tsr_dtype moments, double clip_norm)
 {
-    return set_up_spread(f, comm, device, is_far, compute, moments, clip_norm, 0, NULL);
-}
-
-static void tear_down(fixture *f)
-{
-    tsr_optimizer_destroy(&f->optimizer);
-    tsr_comm_destroy(&f->replica);
-    tsr_weights_destroy(&f->weights);
-    tsr_param_table_destroy(&f->local);
-    tsr_param_table_destroy(&f->table);
-    tsr_stream_destroy(&f->stream);
-    tsr_device_close(&f->device);
-}
-
-/* Of the whole world: 1/2 to 1 in size, either sign; never near zero, see `tolerance`. */
-static float gradient_of(int64_t step, int param, int64_t at)
-{
-    const double u = tsr_rng_uniform((uint64_t)(step * 1000 + param), (uint64_t)at);
-    const double size = (double)(512 + (int)(fabs(2.0 * u - 1.0) * 512.0)) / 1024.0;
-
-    return (float)(u < 0.5 ? -size : size);
-}
-
-/* Rank 0's part is what remains when each other rank of the group gives rank / 1024. */
-static void fill_gradients(fixture *f, int64_t step)
-{
-    for (int i = 0; i < f->table.count; ++i) {
-        const tsr_param *param = &f->weights.table->params[i];
-        const bool is_replica = param->group == TSR_GROUP_EXPERT && f->replica != NULL;
-        const tsr_comm *comm = is_replica ? f->replica : f->comm;
-        const int size = tsr_comm_size(comm), rank = tsr_comm_rank(comm);
-        const int others = size * (size - 1) / 2;
-        float *gradient = tsr_weights_gradient(&f->weights, i);
-
-        for (int64_t at = 0; at < param->rows * param->width; ++at) {
-            const int64_t whole =
-                tsr_param_global_row(param, at / param->width) * param->width + at % param->width;
-            const float rest = gradient_of(step, i, whole) - (float)others / 1024.0f;
-            gradient[at] = rank == 0 ? rest : (float)rank / 1024.0f;
-        }
-    }
-}
-
-static tsr_status step_once(fixture *f, int64_t step, double *norm_out)
-{
-    double squares = 0.0;
-
-    fill_gradients(f, step);
-    TSR_TRY(tsr_optimizer_reduce(f->optimizer, f->stream));
-    TSR_TRY(tsr_optimizer_grad_squares(f->optimizer, f->stream, &squares));
-    TSR_TRY(tsr_comm_all_reduce_f64(f->comm, &squares, 1, TSR_REDUCE_SUM));
-    *norm_out = sqrt(squares);
-    return tsr_optimizer_step(f->optimizer, step, lr, *norm_out, f->stream);
-}
-
-static bool ok_or_say(tsr_status st)
-{
-    if (st != TSR_OK) {
-        (void)fprintf(stderr, "%s\n", tsr_error_message());
-    }
-    return st == TSR_OK;
-}
-
-/* Rows that a holds against the same ones of b, which holds all. */
-static bool equal_working_copies(const fixture *a, const fixture *b)
-{
-    bool ok = true;
-
-    for (int i = 0; i < a->table.count; ++i) {
-        const tsr_param *param = &a->weights.table->params[i];
-        const size_t bytes = (size_t)param->width * tsr_dtype_bytes(a->weights.dtype[param->group]);
-        const char *mine = tsr_weights_value(&a->weights, i);
-        const char *all = tsr_weights_value(&b->weights, i);
-        for (int64_t row = 0; row < param->rows; ++row) {
-            const int64_t whole = tsr_param_global_row(param, row);
-            ok = ok && memcmp(mine + (size_t)row * bytes, all + (size_t)whole * bytes, bytes) == 0;
-        }
-    }
-    return ok;
-}
-
-/* Own rows of the sharded state against the same rows of the state of one rank. */
-static bool equal_state(fixture *sharded, fixture *whole)
-{
-    const tsr_state_slice *own = NULL, *all = NULL;
-    int own_count = 0, all_count = 0;
-    bool ok = tsr_optimizer_slices(sharded->optimizer, &own, &own_count) == TSR_OK &&
-              tsr_optimizer_slices(whole->optimizer, &all, &all_count) == TSR_OK &&
-              all_count == whole->table.count;
-
-    for (int i = 0; ok && i < own_count; ++i) {
-        const int64_t width = whole->table.params[own[i].param].width;
-        const size_t first = (size_t)(own[i].row_begin * width);
-        const size_t count = (size_t)((own[i].row_end - own[i].row_begin) * width);
-        const size_t moment_bytes = tsr_dtype_bytes(own[i].moment_dtype);
-        const tsr_state_slice *other = &all[own[i].param];
-        ok = memcmp(own[i].master, other->master + first, count * sizeof(float)) == 0 &&
-             memcmp(own[i].m, (char *)other->m + first * moment_bytes, count * moment_bytes) == 0 &&
-             memcmp(own[i].v, (char *)other->v + first * moment_bytes, count * moment_bytes) == 0;
-    }
-    return ok;
+    return optim_fixture_open(f, comm, device, is_far, compute, moments, clip_norm, 0, NULL);
 }
 
 static bool ranks_equal_one(tsr_dtype compute, tsr_dtype moments, bool is_far, int ep,
-                            const int32_t owner[LAYERS * EXPERTS])
+                            const int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS])
 {
-    fixture many = {0}, one = {0};
+    optim_fixture many = {0}, one = {0};
     tsr_comm *alone = NULL;
     double norm_many = 0, norm_one = 0;
-    bool ok = ok_or_say(tsr_comm_create_self(&alone)) &&
-              ok_or_say(set_up_spread(&many, tsr_test_comm(), "cpu:plain", is_far, compute, moments,
-                                      8, ep, owner)) &&
-              ok_or_say(set_up(&one, alone, "cpu:plain", false, compute, moments, 8));
+    bool ok = optim_fixture_ok(tsr_comm_create_self(&alone)) &&
+              optim_fixture_ok(optim_fixture_open(&many, tsr_test_comm(), "cpu:plain", is_far,
+                                                  compute, moments, 8, ep, owner)) &&
+              optim_fixture_ok(set_up(&one, alone, "cpu:plain", false, compute, moments, 8));
 
     for (int64_t step = 1; ok && step <= STEPS; ++step) {
-        ok = ok_or_say(step_once(&many, step, &norm_many)) &&
-             ok_or_say(step_once(&one, step, &norm_one));
+        ok = optim_fixture_ok(optim_fixture_step(&many, step, &norm_many)) &&
+             optim_fixture_ok(optim_fixture_step(&one, step, &norm_one));
         ok = ok && norm_many == norm_one && norm_one > 8; /* it is clipped */
-        ok = ok && equal_working_copies(&many, &one) && equal_state(&many, &one);
+        ok = ok && optim_fixture_equal_weights(&many, &one) &&
+             optim_fixture_equal_state(&many, &one);
     }
-    tear_down(&many);
-    tear_down(&one);
+    optim_fixture_close(&many);
+    optim_fixture_close(&one);
     tsr_comm_destroy(&alone);
     return ok;
 }
 
-/* Every mesh of this many ranks, experts dealt evenly or anyhow: 3 on 4 ranks leave one without. */
+/* Every mesh of this many ranks, experts dealt evenly, or anyhow with ranks that have none. */
 static void spread_experts_change_nothing(void **state)
 {
     (void)state;
@@ -226,11 +48,11 @@ static void spread_experts_change_nothing(void **state)
     bool ok = true;
 
     for (int ep = 1; ep <= ranks; ++ep) {
-        int32_t even[LAYERS * EXPERTS];
-        const int32_t last = ep - 1, mixed[LAYERS * EXPERTS] = {last, 0, last, 0, 0, 0};
+        int32_t even[OPTIM_LAYERS * OPTIM_EXPERTS];
+        const int32_t last = ep - 1, mixed[OPTIM_LAYERS * OPTIM_EXPERTS] = {last, 0, last, 0, 0, 0};
 
         if (ranks % ep == 0) {
-            tsr_expert_owners_even(LAYERS, EXPERTS, ep, even);
+            tsr_expert_owners_even(OPTIM_LAYERS, OPTIM_EXPERTS, ep, even);
             ok = ranks_equal_one(TSR_F32, TSR_F32, false, ep, even) && ok;
             ok = ranks_equal_one(TSR_BF16, TSR_BF16, false, ep, mixed) && ok;
             ok = ranks_equal_one(TSR_BF16, TSR_F32, true, ep, mixed) && ok;
@@ -267,12 +89,12 @@ static double adamw_by_hand(double start, int param, int64_t at, bool has_decay)
     double p = start, m = 0, v = 0;
 
     for (int64_t step = 1; step <= STEPS; ++step) {
-        const double g = (double)gradient_of(step, param, at);
+        const double g = (double)optim_fixture_gradient(step, param, at);
         m = b1 * m + (1 - b1) * g;
         v = b2 * v + (1 - b2) * g * g;
         const double step_m = m / (1 - pow(b1, (double)step));
         const double step_v = v / (1 - pow(b2, (double)step));
-        p -= lr * (step_m / (sqrt(step_v) + eps) + (has_decay ? 0.1 * p : 0.0));
+        p -= optim_fixture_lr * (step_m / (sqrt(step_v) + eps) + (has_decay ? 0.1 * p : 0.0));
     }
     return p;
 }
@@ -280,29 +102,29 @@ static double adamw_by_hand(double start, int param, int64_t at, bool has_decay)
 /*
  * With u = 2^-24 and t <= 4 steps, sizes in units where |g| is 1/2 to 1 (scaling cancels):
  * m and v carry t roundings each of at most 3 u, the corrections 1 - b^t up to 20 u (b2 = 0.95: the
- * error u of b^t over 0.05), the quotient, its root, the decay and lr a few more: at most 100 u of
- * the update, which is at most 2 lr; adding it to p costs u |p|, |p| <= 1.1.
+ * error u of b^t over 0.05), the quotient, its root, the decay and optim_fixture_lr a few more: at most 100 u of
+ * the update, which is at most 2 optim_fixture_lr; adding it to p costs u |p|, |p| <= 1.1.
  * bf16 moments: t more roundings of 2^-9 in m (relative to at most 1, where root v is at least 1/2:
- * 2 t 2^-9) and t/2 in root v: 2.5 t 2^-9 of an update of at most 2 lr.
+ * 2 t 2^-9) and t/2 in root v: 2.5 t 2^-9 of an update of at most 2 optim_fixture_lr.
  */
 static double tolerance(tsr_dtype moments)
 {
     const double u = 1.0 / (1 << 24), moment = moments == TSR_BF16 ? 2.5 * STEPS / 512.0 : 0.0;
 
-    return STEPS * (2 * lr * (100 * u + moment) + 1.1 * u);
+    return STEPS * (2 * optim_fixture_lr * (100 * u + moment) + 1.1 * u);
 }
 
 static bool follows_the_formula(const char *device, tsr_dtype moments)
 {
-    fixture f = {0};
+    optim_fixture f = {0};
     float start = 0;
     double norm = 0;
     const tsr_state_slice *slices = NULL;
     int count = 0;
-    bool ok = ok_or_say(set_up(&f, tsr_test_comm(), device, false, TSR_F32, moments, 0));
+    bool ok = optim_fixture_ok(set_up(&f, tsr_test_comm(), device, false, TSR_F32, moments, 0));
 
     for (int64_t step = 1; ok && step <= STEPS; ++step) {
-        ok = ok_or_say(step_once(&f, step, &norm));
+        ok = optim_fixture_ok(optim_fixture_step(&f, step, &norm));
     }
     ok = ok && tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK;
     for (int i = 0; ok && i < count; ++i) {
@@ -314,7 +136,7 @@ static bool follows_the_formula(const char *device, tsr_dtype moments)
             ok = fabs(p - (double)slices[i].master[at - first]) <= tolerance(moments);
         }
     }
-    tear_down(&f);
+    optim_fixture_close(&f);
     return ok;
 }
 
@@ -338,35 +160,36 @@ static void clipping_scales_the_gradient(void **state)
     bool ok = true;
 
     for (size_t i = 0; i < sizeof limits / sizeof *limits; ++i) {
-        fixture f = {0};
+        optim_fixture f = {0};
         const tsr_state_slice *slices = NULL;
         double norm = 0;
         int count = 0;
-        ok = ok_or_say(
+        ok = optim_fixture_ok(
                  set_up(&f, tsr_test_comm(), "cpu:plain", false, TSR_F32, TSR_F32, limits[i])) &&
-             ok_or_say(step_once(&f, 1, &norm)) &&
+             optim_fixture_ok(optim_fixture_step(&f, 1, &norm)) &&
              tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK && ok;
         const double scale = limits[i] == 2.0 ? 2.0 / norm : 1.0;
         for (int k = 0; ok && k < count; ++k) {
             const int64_t first = slices[k].row_begin * f.table.params[slices[k].param].width;
-            const double m = 0.1 * scale * (double)gradient_of(1, slices[k].param, first);
+            const double m =
+                0.1 * scale * (double)optim_fixture_gradient(1, slices[k].param, first);
             /* scale, 1 - b1 (0.1 off by 0.25 u of 0.9) and two products: below 8 u relative */
             ok = fabs((double)*(float *)slices[k].m - m) <= 8.0 / (1 << 24) * fabs(m);
         }
-        tear_down(&f);
+        optim_fixture_close(&f);
     }
     assert_all_ranks(tsr_test_comm(), ok);
 }
 
-static bool tiles(int ep, const int32_t owner[LAYERS * EXPERTS])
+static bool tiles(int ep, const int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS])
 {
-    enum { MOST_ROWS = 128 };
+    enum { MOST_ROWS = 256 };
     static uint64_t owners[64 * MOST_ROWS];
-    fixture f = {0};
+    optim_fixture f = {0};
     const tsr_state_slice *slices = NULL;
     int count = 0;
-    bool ok = ok_or_say(set_up_spread(&f, tsr_test_comm(), "cpu:plain", false, TSR_F32, TSR_F32, 0,
-                                      ep, owner)) &&
+    bool ok = optim_fixture_ok(optim_fixture_open(&f, tsr_test_comm(), "cpu:plain", false, TSR_F32,
+                                                  TSR_F32, 0, ep, owner)) &&
               tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK && f.table.count <= 64;
 
     memset(owners, 0, sizeof owners);
@@ -383,7 +206,7 @@ static bool tiles(int ep, const int32_t owner[LAYERS * EXPERTS])
             ok = ok && owners[i * MOST_ROWS + row] == (row < f.table.params[i].rows ? 1 : 0);
         }
     }
-    tear_down(&f);
+    optim_fixture_close(&f);
     return ok;
 }
 
@@ -391,10 +214,10 @@ static void slices_tile_every_row_once(void **state)
 {
     (void)state;
     const int ranks = tsr_comm_size(tsr_test_comm());
-    int32_t even[LAYERS * EXPERTS];
-    const int32_t mixed[LAYERS * EXPERTS] = {ranks - 1, 0, ranks - 1, 0, 0, 0};
+    int32_t even[OPTIM_LAYERS * OPTIM_EXPERTS];
+    const int32_t mixed[OPTIM_LAYERS * OPTIM_EXPERTS] = {ranks - 1, 0, ranks - 1, 0, 0, 0};
 
-    tsr_expert_owners_even(LAYERS, EXPERTS, ranks, even);
+    tsr_expert_owners_even(OPTIM_LAYERS, OPTIM_EXPERTS, ranks, even);
     assert_all_ranks(tsr_test_comm(), tiles(0, NULL) && tiles(ranks, even) && tiles(ranks, mixed));
 }
 
@@ -402,8 +225,9 @@ static void slices_tile_every_row_once(void **state)
 static void first_weights_do_not_depend_on_ranks(void **state)
 {
     (void)state;
-    fixture f = {0};
-    bool ok = ok_or_say(set_up(&f, tsr_test_comm(), "cpu:plain", false, TSR_BF16, TSR_F32, 0));
+    optim_fixture f = {0};
+    bool ok =
+        optim_fixture_ok(set_up(&f, tsr_test_comm(), "cpu:plain", false, TSR_BF16, TSR_F32, 0));
 
     for (int i = 0; ok && i < f.table.count; ++i) {
         const tsr_param *param = &f.table.params[i];
@@ -416,18 +240,19 @@ static void first_weights_do_not_depend_on_ranks(void **state)
                      : ((const tsr_bf16 *)value)[at] == tsr_f32_to_bf16(start);
         }
     }
-    tear_down(&f);
+    optim_fixture_close(&f);
     assert_all_ranks(tsr_test_comm(), ok);
 }
 
 /* As a checkpoint does when it loads: write through the slices, refresh, all ranks see it. */
 static bool loading_reaches_all(tsr_dtype compute, bool is_far)
 {
-    fixture f = {0};
+    optim_fixture f = {0};
     const tsr_state_slice *slices = NULL;
     int count = 0;
-    bool ok = ok_or_say(set_up(&f, tsr_test_comm(), "cpu:plain", is_far, compute, TSR_F32, 0)) &&
-              tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK;
+    bool ok =
+        optim_fixture_ok(set_up(&f, tsr_test_comm(), "cpu:plain", is_far, compute, TSR_F32, 0)) &&
+        tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK;
 
     for (int i = 0; ok && i < count; ++i) {
         const int64_t width = f.table.params[slices[i].param].width;
@@ -437,7 +262,7 @@ static bool loading_reaches_all(tsr_dtype compute, bool is_far)
             ((float *)slices[i].m)[at - slices[i].row_begin * width] = 3.0f;
         }
     }
-    ok = ok_or_say(tsr_optimizer_refresh(f.optimizer, f.stream)) && ok;
+    ok = optim_fixture_ok(tsr_optimizer_refresh(f.optimizer, f.stream)) && ok;
     for (int i = 0; ok && i < f.table.count; ++i) {
         const tsr_param *param = &f.table.params[i];
         const void *value = tsr_weights_value(&f.weights, i);
@@ -452,7 +277,7 @@ static bool loading_reaches_all(tsr_dtype compute, bool is_far)
     for (int i = 0; ok && i < count; ++i) { /* the moments came back from the device too */
         ok = *(float *)slices[i].m == 3.0f;
     }
-    tear_down(&f);
+    optim_fixture_close(&f);
     return ok;
 }
 
@@ -469,19 +294,22 @@ static void a_loaded_state_reaches_all_ranks(void **state)
 static void bad_steps_change_nothing(void **state)
 {
     (void)state;
-    fixture f = {0}, untouched = {0};
+    optim_fixture f = {0}, untouched = {0};
     tsr_comm *comm = tsr_test_comm();
-    bool ok = ok_or_say(set_up(&f, comm, "cpu:plain", false, TSR_F32, TSR_F32, 1)) &&
-              ok_or_say(set_up(&untouched, comm, "cpu:plain", false, TSR_F32, TSR_F32, 1));
+    bool ok = optim_fixture_ok(set_up(&f, comm, "cpu:plain", false, TSR_F32, TSR_F32, 1)) &&
+              optim_fixture_ok(set_up(&untouched, comm, "cpu:plain", false, TSR_F32, TSR_F32, 1));
 
-    ok = ok && tsr_optimizer_step(f.optimizer, 3, lr, (double)NAN, f.stream) == TSR_ERR_RANGE &&
+    ok = ok &&
+         tsr_optimizer_step(f.optimizer, 3, optim_fixture_lr, (double)NAN, f.stream) ==
+             TSR_ERR_RANGE &&
          strstr(tsr_error_message(), "in step 3, must be finite") != NULL;
-    ok = ok && tsr_optimizer_step(f.optimizer, 3, lr, (double)INFINITY, f.stream) == TSR_ERR_RANGE;
-    ok = ok && tsr_optimizer_step(f.optimizer, 0, lr, 1.0, f.stream) == TSR_ERR_ARG &&
+    ok = ok && tsr_optimizer_step(f.optimizer, 3, optim_fixture_lr, (double)INFINITY, f.stream) ==
+                   TSR_ERR_RANGE;
+    ok = ok && tsr_optimizer_step(f.optimizer, 0, optim_fixture_lr, 1.0, f.stream) == TSR_ERR_ARG &&
          strstr(tsr_error_message(), "step = 0, must be >= 1") != NULL;
-    ok = ok && equal_working_copies(&f, &untouched);
-    tear_down(&f);
-    tear_down(&untouched);
+    ok = ok && optim_fixture_equal_weights(&f, &untouched);
+    optim_fixture_close(&f);
+    optim_fixture_close(&untouched);
     assert_all_ranks(comm, ok);
 }
 
@@ -494,9 +322,11 @@ static void memory_is_as_announced(void **state)
     bool ok = true;
 
     for (int compute = TSR_F32; compute <= TSR_BF16; ++compute) {
-        fixture f = {0};
+        optim_fixture f = {0};
         const size_t before = tsr_mem_live_bytes(TSR_MEM_OPTIMIZER);
-        ok = ok_or_say(set_up(&f, comm, "cpu:plain", false, (tsr_dtype)compute, TSR_BF16, 0)) && ok;
+        ok = optim_fixture_ok(
+                 set_up(&f, comm, "cpu:plain", false, (tsr_dtype)compute, TSR_BF16, 0)) &&
+             ok;
         const size_t taken = tsr_mem_live_bytes(TSR_MEM_OPTIMIZER) - before;
         const size_t announced =
             tsr_optimizer_bytes(&f.config, &f.table, (tsr_dtype)compute, sizes, ranks);
@@ -504,7 +334,7 @@ static void memory_is_as_announced(void **state)
         const size_t rest =
             (size_t)f.table.count * (sizeof(tsr_state_slice) + sizeof(int64_t)) + 2048;
         ok = ok && taken >= announced && taken <= announced + rest;
-        tear_down(&f);
+        optim_fixture_close(&f);
     }
     assert_all_ranks(comm, ok);
 }
@@ -512,14 +342,15 @@ static void memory_is_as_announced(void **state)
 static void steps_allocate_nothing(void **state)
 {
     (void)state;
-    fixture f = {0};
+    optim_fixture f = {0};
     double norm = 0;
-    bool ok = ok_or_say(set_up(&f, tsr_test_comm(), "cpu:plain", false, TSR_BF16, TSR_F32, 1)) &&
-              ok_or_say(step_once(&f, 1, &norm));
+    bool ok =
+        optim_fixture_ok(set_up(&f, tsr_test_comm(), "cpu:plain", false, TSR_BF16, TSR_F32, 1)) &&
+        optim_fixture_ok(optim_fixture_step(&f, 1, &norm));
     const int64_t calls = tsr_mem_alloc_calls();
 
-    ok = ok && ok_or_say(step_once(&f, 2, &norm)) && tsr_mem_alloc_calls() == calls;
-    tear_down(&f);
+    ok = ok && optim_fixture_ok(optim_fixture_step(&f, 2, &norm)) && tsr_mem_alloc_calls() == calls;
+    optim_fixture_close(&f);
     assert_all_ranks(tsr_test_comm(), ok);
 }
 
@@ -527,15 +358,15 @@ static void weights_without_gradients_are_refused(void **state)
 {
     (void)state;
     tsr_comm *comm = tsr_test_comm(), *groups[TSR_GROUPS] = {comm, comm, comm};
-    fixture f = {.config = config_of(TSR_F32, 0)};
+    optim_fixture f = {.config = optim_fixture_config(TSR_F32, 0)};
     tsr_model_config model;
     bool ok = tsr_device_open("cpu:plain", 1, &f.device) == TSR_OK &&
-              make_table(&model, &f.table) == TSR_OK &&
+              optim_fixture_table(&model, &f.table) == TSR_OK &&
               tsr_weights_create(&model, &f.table, f.device, TSR_F32, false, &f.weights) == TSR_OK;
 
     ok = ok && tsr_optimizer_create(&f.config, &f.weights, groups, &f.optimizer) == TSR_ERR_ARG &&
          strstr(tsr_error_message(), "no gradients") != NULL && f.optimizer == NULL;
-    tear_down(&f);
+    optim_fixture_close(&f);
     assert_all_ranks(comm, ok);
 }
 
