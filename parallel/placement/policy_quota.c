@@ -1,0 +1,134 @@
+/* Ours: copies for the predicted load, exact shares for the true one, and a spill for the rest.
+ *
+ * Before the gate, copies are chosen so that the predicted largest load is the least possible; the
+ * slots left over take the hottest experts, so that tokens stay on their ranks and the shares have
+ * more to choose from when the prediction was wrong. After the gate, amounts_level() makes the
+ * best of the copies, and where that is not enough the true excess spills into free slots. */
+#include "parallel/placement/placement_impl.h"
+
+#include <string.h>
+
+/* Who takes a second copy of e without need: the emptiest rank with a slot; -1: none. */
+static int second_holder(const tsr_planner *p, int e)
+{
+    int best = -1;
+
+    for (int r = 0; r < p->options.ranks; ++r) {
+        if (p->copies[r] < p->hidden_slots && r != p->owner[e] && holders_may_import(p, e, r) &&
+            (best < 0 || p->trial_load[r] < p->trial_load[best])) {
+            best = r;
+        }
+    }
+    return best;
+}
+
+/* Experts that only their owner holds make at most half the mean on any rank, so that one may
+ * double unforeseen: the heaviest of them get a second holder. p->order: by falling load. */
+static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
+{
+    memset(p->left, 0, (size_t)p->options.ranks * sizeof *p->left);
+    memset(p->unplaced, 0, (size_t)p->options.experts * sizeof *p->unplaced); /* has copies */
+    for (int64_t i = 0; i < p->added_count; ++i) {
+        p->unplaced[p->added[i].expert] = 1;
+    }
+    for (int e = 0; e < p->options.experts; ++e) {
+        p->left[p->owner[e]] += p->unplaced[e] == 0 ? predicted[e] : 0;
+    }
+    for (int i = 0; i < p->options.experts; ++i) {
+        const int e = p->order[i];
+
+        if (p->unplaced[e] != 0 || 2 * p->left[p->owner[e]] <= mean) {
+            continue;
+        }
+        const int rank = second_holder(p, e);
+        if (rank >= 0) {
+            holders_add(p, e, rank);
+            p->trial_load[rank] += predicted[e] / 2;
+            p->left[p->owner[e]] -= predicted[e];
+        }
+    }
+}
+
+/* The node's slots that are left: experts that it does not hold, so that tokens need not leave it,
+ * then on each rank those that the node holds. The hottest first. */
+static void fill_node(tsr_planner *p, const int64_t *predicted, int n)
+{
+    const int begin = p->node_begin[n], end = p->node_begin[n + 1];
+
+    for (int i = 0; i < p->options.experts && p->imports[n] < p->options.node_budget; ++i) {
+        const int e = p->order[i];
+        int best = begin;
+
+        for (int r = begin; r < end; ++r) {
+            best = p->copies[r] < p->copies[best] ? r : best;
+        }
+        if (predicted[e] > 0 && *holders_in_node(p, e, n) == 0 &&
+            p->copies[best] < p->hidden_slots) {
+            holders_add(p, e, best);
+        }
+    }
+    for (int r = begin; r < end; ++r) {
+        for (int i = 0; i < p->options.experts && p->copies[r] < p->hidden_slots; ++i) {
+            const int e = p->order[i];
+
+            if (predicted[e] > 0 && *holders_in_node(p, e, n) > 0 && !holders_has(p, e, r)) {
+                holders_add(p, e, r);
+            }
+        }
+    }
+}
+
+static void quota_holdings(tsr_planner *p, const int64_t *predicted)
+{
+    const int experts = p->options.experts, ranks = p->options.ranks;
+    int64_t total = 0;
+    int parts = 0;
+
+    memset(p->load, 0, (size_t)ranks * sizeof *p->load);
+    for (int e = 0; e < experts; ++e) {
+        p->load[p->owner[e]] += predicted[e];
+        total += predicted[e];
+        if (predicted[e] > 0) {
+            p->parts[parts++] =
+                (plan_part){.tokens = predicted[e], .expert = e, .rank = p->owner[e]};
+        }
+    }
+    const int64_t mean = (total + ranks - 1) / ranks;
+    (void)relieve(p, parts, mean, p->hidden_slots, RELIEF_SPREADS);
+    plan_order(p, predicted, experts);
+    loosen(p, predicted, mean);
+    for (int n = 0; n < p->nodes; ++n) {
+        fill_node(p, predicted, n);
+    }
+}
+
+static void quota_spill(tsr_planner *p, const int64_t *counts, const tsr_holding *holding)
+{
+    const int64_t goal = (int64_t)(p->options.target * (double)p->total / p->options.ranks);
+    int parts = 0;
+
+    if (p->max_load <= goal) {
+        return;
+    }
+    amounts_excess(p, counts, holding, goal);
+    for (int e = 0; e < p->options.experts; ++e) {
+        for (int32_t at = holding->begin[e]; at < holding->begin[e + 1]; ++at) {
+            if (p->amount[at] > 0) {
+                p->parts[parts++] =
+                    (plan_part){.tokens = p->amount[at], .expert = e, .rank = holding->rank[at]};
+            }
+        }
+    }
+    if (!plan_pays(p, p->max_load - relieve(p, parts, goal, p->options.slots, RELIEF_STAYS_NEAR))) {
+        holders_undo(p, 0);
+        amounts_level(p, counts, holding); /* the quotas given out stay true */
+    }
+}
+
+const placement_ops placement_quota = {
+    .name = "quota",
+    .holdings = quota_holdings,
+    .amounts = amounts_level,
+    .spill = quota_spill,
+    .owners = owners_heterogeneous,
+};
