@@ -1,5 +1,6 @@
 #include "tests/support/mpi_test.h"
 
+#include "collectives/mpi_bridge.h"
 #include "parallel/parallel.h"
 
 #include <string.h>
@@ -195,6 +196,77 @@ static void one_node_has_no_rails(void **state)
     assert_all_ranks(comm, check_all_meshes(comm, tsr_comm_size(comm)));
 }
 
+/* Does check hold where rank r of the world sits at seats[r]? */
+static bool on_seats(const tsr_seat *seats, bool (*check)(tsr_comm *world, int each), int each)
+{
+    tsr_comm *comm = tsr_test_comm(), *world = NULL;
+    const bool ok = ok_or_say(tsr_comm_split(comm, 0, tsr_comm_rank(comm), &world));
+
+    if (ok) {
+        tsr_comm_set_seats(world, seats);
+    }
+    const bool holds = ok && check(world, each);
+    tsr_comm_destroy(&world);
+    return holds;
+}
+
+/* `each` ranks a node, in blocks or dealt in turn; the plane is the place on the node. */
+static void groups_fill_nodes_first(void **state)
+{
+    tsr_comm *comm = tsr_test_comm();
+    const int ranks = tsr_comm_size(comm);
+    bool ok = true;
+
+    (void)state;
+    for (int each = 1; each < ranks; ++each) {
+        tsr_seat blocks[TSR_TEST_MAX_RANKS] = {0}, turns[TSR_TEST_MAX_RANKS] = {0};
+        const int nodes = ranks / each;
+
+        for (int r = 0; r < ranks; ++r) {
+            blocks[r] = (tsr_seat){.node = r / each, .plane = r % each};
+            turns[r] = (tsr_seat){.node = r % nodes, .plane = r / nodes};
+        }
+        if (ranks % each == 0) {
+            ok = on_seats(blocks, check_all_meshes, each) && ok;
+            ok = on_seats(turns, check_all_meshes, each) && ok;
+        }
+    }
+    assert_all_ranks(comm, ok);
+}
+
+/* No mesh of the world has rails, and all work. */
+static bool check_flat_meshes(tsr_comm *world, int each)
+{
+    const int ranks = tsr_comm_size(world);
+    bool ok = true;
+
+    for (int ep = 1; ep <= ranks; ep += ranks > 1 ? ranks - 1 : 1) { /* one group, or all alone */
+        ok = check_mesh(world, ranks / ep, ep, each) && ok;
+    }
+    return ok;
+}
+
+static void uneven_nodes_stay_flat(void **state)
+{
+    tsr_comm *comm = tsr_test_comm();
+    const int ranks = tsr_comm_size(comm);
+    tsr_seat uneven[TSR_TEST_MAX_RANKS] = {0}, crossed[TSR_TEST_MAX_RANKS] = {0};
+    bool ok = true;
+
+    (void)state;
+    for (int r = 0; r < ranks; ++r) { /* the last one alone; or planes the other way round there */
+        uneven[r] = (tsr_seat){.node = r == ranks - 1 ? 1 : 0, .plane = 0};
+        crossed[r] = (tsr_seat){.node = 2 * r / ranks, .plane = (r % 2 + 2 * r / ranks) % 2};
+    }
+    if (ranks > 2) {
+        ok = on_seats(uneven, check_flat_meshes, 1);
+    }
+    if (ranks == 4) {
+        ok = on_seats(crossed, check_flat_meshes, 1) && ok;
+    }
+    assert_all_ranks(comm, ok);
+}
+
 static void options_are_read(void **state)
 {
     tsr_comm *comm = tsr_test_comm();
@@ -240,6 +312,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(wrong_sizes_name_the_valid_ones),
         cmocka_unit_test(what_is_not_built_is_refused_by_name),
         cmocka_unit_test(one_node_has_no_rails),
+        cmocka_unit_test(groups_fill_nodes_first),
+        cmocka_unit_test(uneven_nodes_stay_flat),
         cmocka_unit_test(options_are_read),
         cmocka_unit_test(shares_are_in_order_and_balanced),
     };
