@@ -16,8 +16,7 @@
 
 enum {
     BUFFER_BYTES = 1 << 26, /* at P = 8: pieces of 9 MiB, long enough for full bandwidth */
-    MOST_CTAS = 64,         /* NCCL's own limit */
-    WHOLE = 4               /* elements of one 16-byte access */
+    MOST_CTAS = 64          /* NCCL's own limit */
 };
 
 /* Where a rank sits, and what it wants: must be unlike its peers', and like theirs. */
@@ -28,6 +27,17 @@ typedef struct identity {
 } identity;
 
 /* ---- what the host's communicator does ------------------------------------------------------ */
+
+/* Straight to its backend, as its front end would count the bytes once more. */
+static tsr_status host_of(const tsr_comm *comm, tsr_comm **host_out)
+{
+    tsr_comm *host = ((const comm_nccl *)comm)->host;
+
+    TSR_CHECK(!host->is_dead, TSR_ERR_COMM,
+              "the %s communicator below one by nccl has failed before", host->ops->name);
+    *host_out = host;
+    return TSR_OK;
+}
 
 static tsr_status pass_on(tsr_comm *comm, tsr_status st)
 {
@@ -47,24 +57,43 @@ static tsr_status nccl_barrier(tsr_comm *comm)
 
 static tsr_status nccl_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
 {
-    return pass_on(comm, tsr_comm_broadcast(((comm_nccl *)comm)->host, buffer, bytes, root));
+    tsr_comm *host = NULL;
+
+    TSR_TRY(host_of(comm, &host));
+    return pass_on(comm, host->ops->broadcast(host, buffer, bytes, root));
 }
 
 static tsr_status nccl_all_gather(tsr_comm *comm, const void *mine, size_t bytes, void *all)
 {
-    return pass_on(comm, tsr_comm_all_gather(((comm_nccl *)comm)->host, mine, bytes, all));
+    tsr_comm *host = NULL;
+
+    TSR_TRY(host_of(comm, &host));
+    return pass_on(comm, host->ops->all_gather(host, mine, bytes, all));
 }
 
 static tsr_status nccl_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
 {
-    return pass_on(comm, tsr_comm_reduce_scatter_f32(((comm_nccl *)comm)->host, values, cuts));
+    tsr_comm *host = NULL;
+
+    TSR_TRY(host_of(comm, &host));
+    return pass_on(comm, host->ops->reduce_scatter_f32(host, values, cuts));
 }
 
 static tsr_status nccl_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
                                         const int64_t *cuts)
 {
-    return pass_on(
-        comm, tsr_comm_all_gather_parts(((comm_nccl *)comm)->host, values, element_bytes, cuts));
+    tsr_comm *host = NULL;
+
+    TSR_TRY(host_of(comm, &host));
+    return pass_on(comm, host->ops->all_gather_parts(host, values, element_bytes, cuts));
+}
+
+static tsr_status nccl_exchange(tsr_comm *comm, const tsr_exchange *exchange)
+{
+    tsr_comm *host = NULL;
+
+    TSR_TRY(host_of(comm, &host));
+    return pass_on(comm, host->ops->exchange(host, exchange));
 }
 
 /* ---- begin and end -------------------------------------------------------------------------- */
@@ -78,6 +107,10 @@ static void free_all(comm_nccl *self)
         nccl_unregister(self);
         tsr_event_destroy(&self->done);
         tsr_device_free(self->device, self->buffer);
+        tsr_mem_free(self->sends);
+        tsr_mem_free(self->receives);
+        tsr_mem_free(self->segments);
+        tsr_mem_free(self->one_each);
         tsr_mem_free(self);
     }
 }
@@ -108,10 +141,12 @@ static const tsr_comm_ops nccl_ops = {
     .all_gather = nccl_all_gather,
     .reduce_scatter_f32 = nccl_reduce_scatter_f32,
     .all_gather_parts = nccl_all_gather_parts,
+    .exchange = nccl_exchange,
     .destroy = nccl_destroy,
     .reduce_scatter_f32_on = nccl_reduce_scatter_f32_on,
     .all_gather_parts_on = nccl_all_gather_parts_on,
     .broadcast_on = nccl_broadcast_on,
+    .exchange_on = nccl_exchange_on,
     .stream_wait = nccl_stream_wait,
 };
 
@@ -120,9 +155,26 @@ static tsr_status check_options(const tsr_nccl_options *options, int peers)
     TSR_CHECK(options->max_ctas >= 0 && options->max_ctas <= MOST_CTAS, TSR_ERR_ARG,
               "max_ctas = %d, must be in [0, %d]", options->max_ctas, MOST_CTAS);
     TSR_CHECK(options->buffer_bytes == 0 ||
-                  options->buffer_bytes / sizeof(float) / WHOLE >= (size_t)peers,
-              TSR_ERR_ARG, "buffer_bytes = %zu, must hold %zu for each of %d peers",
-              options->buffer_bytes, WHOLE * sizeof(float), peers);
+                  options->buffer_bytes / TSR_NCCL_ACCESS >= (size_t)peers,
+              TSR_ERR_ARG, "buffer_bytes = %zu, must hold %d for each of %d peers",
+              options->buffer_bytes, TSR_NCCL_ACCESS, peers);
+    return TSR_OK;
+}
+
+static tsr_status take_lists(comm_nccl *self)
+{
+    const int64_t size = self->base.size;
+
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_COMM, size, sizeof *self->sends, (void **)&self->sends));
+    TSR_TRY(
+        tsr_mem_alloc_array(TSR_MEM_COMM, size, sizeof *self->receives, (void **)&self->receives));
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_COMM, 2 * size, sizeof *self->segments,
+                                (void **)&self->segments));
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_COMM, size + 1, sizeof *self->one_each,
+                                (void **)&self->one_each));
+    for (int64_t i = 0; i <= size; ++i) {
+        self->one_each[i] = i;
+    }
     return TSR_OK;
 }
 
@@ -130,26 +182,25 @@ static tsr_status check_options(const tsr_nccl_options *options, int peers)
 static tsr_status take(tsr_comm *host, tsr_device *device, const tsr_nccl_options *options,
                        comm_nccl **self_out)
 {
-    const int peers = host->size - 1;
     comm_nccl *self = NULL;
     tsr_status st = TSR_OK;
 
-    TSR_TRY(check_options(options, peers));
+    TSR_TRY(check_options(options, host->size - 1));
     TSR_TRY(tsr_mem_alloc(TSR_MEM_COMM, sizeof *self, (void **)&self));
-    self->base = *host; /* the same ranks, links and scratch */
+    self->base = *host; /* the same ranks, seats and scratch */
     self->base.ops = &nccl_ops;
     self->base.takes_device_memory = true;
     memset(self->base.bytes, 0, sizeof self->base.bytes);
     self->host = host;
     self->device = device;
     self->options = *options;
-    if (peers > 0) {
-        const size_t bytes = options->buffer_bytes != 0 ? options->buffer_bytes : BUFFER_BYTES;
-        self->slot = (int64_t)(bytes / sizeof(float) / (size_t)peers / WHOLE * WHOLE);
-        TSR_TRY_GOTO(tsr_device_alloc(device, TSR_MEM_COMM,
-                                      (size_t)(self->slot * peers) * sizeof(float),
+    if (host->size > 1) {
+        self->buffer_bytes =
+            options->buffer_bytes != 0 ? (int64_t)options->buffer_bytes : BUFFER_BYTES;
+        TSR_TRY_GOTO(tsr_device_alloc(device, TSR_MEM_COMM, (size_t)self->buffer_bytes,
                                       (void **)&self->buffer),
                      err_free);
+        TSR_TRY_GOTO(take_lists(self), err_free);
     }
     TSR_TRY_GOTO(tsr_event_create(device, &self->done), err_free); /* device is current from here */
     TSR_TRY_GOTO(nccl_register(self), err_free);

@@ -2,9 +2,15 @@
  *
  *   distance k = 1 .. P-1: send to rank + k, receive from rank - k (mod P)
  *
- * All sends and receives of one piece are one group, which NCCL runs at once; each received part
- * has its own place in the buffer, and they are added in the order of k: the documented one. */
+ * An exchange goes in rounds: a round is one group of sends and receives, which NCCL runs at once.
+ * What a pair moves in round n follows from the segments between the two alone, so both put it into
+ * the same group, and no rank waits in an earlier group for one that is in a later. What is summed
+ * is received into the buffer and added after its group. */
 #include "collectives/nccl/nccl_impl.h"
+
+enum { MOST_CALLS = 2048 }; /* in a group: NCCL fails beyond */
+
+/* ---- digests: what the order check compares ------------------------------------------------- */
 
 /* FNV-1a (Fowler, Noll, Vo), by whole words */
 static uint64_t mix(uint64_t digest, uint64_t word)
@@ -22,6 +28,222 @@ static uint64_t digest_cuts(const int64_t *cuts, int size, size_t element_bytes)
     return digest;
 }
 
+/* Of the lengths that one rank sends to another: both know them. */
+static uint64_t digest_pair(int from, int to, const tsr_segment *segments, int64_t count)
+{
+    uint64_t digest = mix(mix(0xcbf29ce484222325u, (uint64_t)from), (uint64_t)to);
+
+    for (int64_t i = 0; i < count; ++i) {
+        digest = mix(digest, (uint64_t)segments[i].bytes);
+    }
+    return digest;
+}
+
+/* What is sent less what is expected: the sum over all ranks is zero if all pairs fit. */
+static uint64_t balance(const comm_nccl *self, const tsr_exchange *x)
+{
+    const int rank = self->base.rank;
+    uint64_t sum = 0;
+
+    for (int peer = 0; peer < self->base.size; ++peer) {
+        sum += digest_pair(rank, peer, x->send_segments + x->send_begin[peer],
+                           x->send_begin[peer + 1] - x->send_begin[peer]);
+        sum -= digest_pair(peer, rank, x->receive_segments + x->receive_begin[peer],
+                           x->receive_begin[peer + 1] - x->receive_begin[peer]);
+    }
+    return sum;
+}
+
+/* ---- exchange ------------------------------------------------------------------------------- */
+
+/* Distances first .. end - 1 at once, each with its own room in the buffer. */
+typedef struct exchange {
+    comm_nccl *self;
+    const tsr_exchange *what;
+    const char *operation;
+    tsr_stream *stream;
+    int first, end;
+    int64_t room, calls; /* of a pair in a round: bytes, pieces */
+} exchange;
+
+/* What is still allowed to a pair in a round. */
+typedef struct allowance {
+    int64_t room, calls;
+} allowance;
+
+static int peer_at(const exchange *x, int distance)
+{
+    const int size = x->self->base.size;
+
+    return (x->self->base.rank + distance + size) % size;
+}
+
+/* Steps over what is done, and over empty segments. */
+static bool has_more(nccl_walk *walk)
+{
+    while (walk->next < walk->end && walk->segments[walk->next].bytes == walk->done) {
+        ++walk->next;
+        walk->done = 0;
+    }
+    return walk->next < walk->end;
+}
+
+/* The next piece of a walk over the segments of a pair, if there is one and it is allowed. */
+static bool take(nccl_walk *walk, allowance *left, tsr_segment *piece_out)
+{
+    if (!has_more(walk) || left->room == 0 || left->calls == 0) {
+        return false;
+    }
+    const tsr_segment *segment = &walk->segments[walk->next];
+    const int64_t rest = segment->bytes - walk->done;
+    *piece_out = (tsr_segment){segment->at + walk->done, rest < left->room ? rest : left->room};
+    walk->done += piece_out->bytes;
+    left->room -= piece_out->bytes;
+    --left->calls;
+    return true;
+}
+
+static void begin_walks(const exchange *x)
+{
+    const tsr_exchange *what = x->what;
+
+    for (int distance = x->first; distance < x->end; ++distance) {
+        const int to = peer_at(x, distance), from = peer_at(x, -distance);
+
+        x->self->sends[distance] =
+            (nccl_walk){what->send_segments, what->send_begin[to], what->send_begin[to + 1], 0};
+        x->self->receives[distance] = (nccl_walk){what->receive_segments, what->receive_begin[from],
+                                                  what->receive_begin[from + 1], 0};
+    }
+}
+
+static bool goes_on(ncclResult_t code)
+{
+    return code == ncclSuccess || code == ncclInProgress;
+}
+
+static float *slot_of(const exchange *x, int distance)
+{
+    return x->self->buffer + (distance - x->first) * (x->room / (int64_t)sizeof(float));
+}
+
+static ncclResult_t send_pieces(const exchange *x, int distance)
+{
+    allowance left = {x->room, x->calls};
+    ncclResult_t code = ncclSuccess;
+    tsr_segment piece;
+
+    while (goes_on(code) && take(&x->self->sends[distance], &left, &piece)) {
+        code = ncclSend((const char *)x->what->send + piece.at, (size_t)piece.bytes, ncclUint8,
+                        peer_at(x, distance), x->self->handle, nccl_stream_of(x->stream));
+    }
+    return code;
+}
+
+static ncclResult_t receive_pieces(const exchange *x, int distance)
+{
+    allowance left = {x->room, x->calls};
+    nccl_walk walk = x->self->receives[distance]; /* add_pieces() goes the same way again */
+    char *slot = x->what->sums ? (char *)slot_of(x, distance) : NULL;
+    ncclResult_t code = ncclSuccess;
+    tsr_segment piece;
+
+    while (goes_on(code) && take(&walk, &left, &piece)) {
+        char *to = slot != NULL ? slot : (char *)x->what->receive + piece.at;
+        code = ncclRecv(to, (size_t)piece.bytes, ncclUint8, peer_at(x, -distance), x->self->handle,
+                        nccl_stream_of(x->stream));
+        slot = slot != NULL ? slot + piece.bytes : NULL;
+    }
+    return code;
+}
+
+static tsr_status add_pieces(const exchange *x, int distance)
+{
+    allowance left = {x->room, x->calls};
+    const float *slot = x->what->sums ? slot_of(x, distance) : NULL;
+    tsr_segment piece;
+
+    while (take(&x->self->receives[distance], &left, &piece)) {
+        const int64_t count = piece.bytes / (int64_t)sizeof(float);
+        if (slot != NULL) {
+            float *to = (float *)(void *)((char *)x->what->receive + piece.at);
+            TSR_TRY(tsr_op_add_f32(x->self->device, slot, to, count, x->stream));
+            slot += count;
+        }
+    }
+    return TSR_OK;
+}
+
+/* One group, and the sums of what it brings. */
+static tsr_status run_round(const exchange *x)
+{
+    ncclResult_t code = ncclGroupStart();
+    const bool is_begun = goes_on(code);
+
+    for (int distance = x->first; distance < x->end && goes_on(code); ++distance) {
+        code = send_pieces(x, distance);
+        if (goes_on(code)) {
+            code = receive_pieces(x, distance);
+        }
+    }
+    if (is_begun) { /* it is ended in any case; the first failure counts */
+        const ncclResult_t ended = ncclGroupEnd();
+        code = goes_on(code) ? ended : code;
+    }
+    TSR_TRY(nccl_finish(x->self, code, x->operation, x->stream));
+    for (int distance = x->first; distance < x->end; ++distance) {
+        TSR_TRY(add_pieces(x, distance));
+    }
+    return TSR_OK;
+}
+
+static bool is_through(const exchange *x)
+{
+    for (int distance = x->first; distance < x->end; ++distance) {
+        if (has_more(&x->self->sends[distance]) || has_more(&x->self->receives[distance])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* at_once: how many distances share a group, and the buffer. */
+static tsr_status run(exchange *x, int at_once)
+{
+    const int size = x->self->base.size;
+    at_once = at_once < MOST_CALLS / 2 ? at_once : MOST_CALLS / 2;
+    const int64_t share = x->self->buffer_bytes / at_once;
+
+    x->room = x->what->sums ? share / TSR_NCCL_ACCESS * TSR_NCCL_ACCESS : INT64_MAX;
+    x->calls = MOST_CALLS / 2 / at_once;
+    for (x->first = 1; x->first < size; x->first = x->end) {
+        x->end = x->first + at_once < size ? x->first + at_once : size;
+        begin_walks(x);
+        while (!is_through(x)) {
+            TSR_TRY(run_round(x));
+        }
+    }
+    return tsr_event_record(x->self->done, x->stream); /* the buffer is free after the last sum */
+}
+
+/* An element's parts are added in the order of the distance, whatever place each of them has in its
+ * pair's list: so one distance after the other. */
+tsr_status nccl_exchange_on(tsr_comm *comm, const tsr_exchange *what, tsr_stream *stream)
+{
+    comm_nccl *self = (comm_nccl *)comm;
+    exchange x = {.self = self, .what = what, .operation = "exchange", .stream = stream};
+    const uint64_t kind = mix(what->sums, (uint64_t)what->purpose);
+
+    TSR_TRY(nccl_begin(self, x.operation, kind,
+                       self->options.checks_order ? balance(self, what) : 0, stream));
+    if (comm->size == 1) {
+        return TSR_OK;
+    }
+    return run(&x, what->sums ? 1 : comm->size - 1);
+}
+
+/* ---- parts ---------------------------------------------------------------------------------- */
+
 static bool are_even(const int64_t *cuts, int size)
 {
     for (int part = 1; part < size; ++part) {
@@ -32,74 +254,31 @@ static bool are_even(const int64_t *cuts, int size)
     return true;
 }
 
-static bool goes_on(ncclResult_t code)
-{
-    return code == ncclSuccess || code == ncclInProgress;
-}
-
-/* A group that was begun is ended in any case; the first failure counts. */
-static ncclResult_t end_group(ncclResult_t code)
-{
-    const ncclResult_t ended = ncclGroupEnd();
-
-    return goes_on(code) ? ended : code;
-}
-
-/* Length of the piece of a part that begins `at` elements into it. */
-static int64_t piece_of(const int64_t *cuts, int part, int64_t at, int64_t slot)
-{
-    const int64_t left = cuts[part + 1] - cuts[part] - at;
-
-    return left < 0 ? 0 : left < slot ? left : slot;
-}
-
-static ncclResult_t exchange_piece(const comm_nccl *self, const float *values, const int64_t *cuts,
-                                   int64_t at, cudaStream_t stream)
+/* All parts travel to their owners, or from them. Everybody gets its parts in one and the same
+ * list, so all distances may go at once. */
+static tsr_status exchange_parts(comm_nccl *self, void *values, size_t element_bytes,
+                                 const int64_t *cuts, bool sums, const char *operation,
+                                 tsr_stream *stream)
 {
     const int size = self->base.size, rank = self->base.rank;
-    const int64_t mine = piece_of(cuts, rank, at, self->slot);
-    ncclResult_t code = ncclGroupStart();
-
-    if (!goes_on(code)) {
-        return code;
-    }
-    for (int distance = 1; distance < size && goes_on(code); ++distance) {
-        const int to = (rank + distance) % size, from = (rank - distance + size) % size;
-        const int64_t theirs = piece_of(cuts, to, at, self->slot);
-
-        if (theirs > 0) {
-            code = ncclSend(values + cuts[to] + at, (size_t)theirs, ncclFloat32, to, self->handle,
-                            stream);
-        }
-        if (mine > 0 && goes_on(code)) {
-            code = ncclRecv(self->buffer + (distance - 1) * self->slot, (size_t)mine, ncclFloat32,
-                            from, self->handle, stream);
-        }
-    }
-    return end_group(code);
-}
-
-static tsr_status sum_pieces(comm_nccl *self, float *values, const int64_t *cuts,
-                             tsr_stream *stream)
-{
-    const int size = self->base.size, rank = self->base.rank;
-    int64_t longest = 0;
+    tsr_segment *parts = self->segments, *own = self->segments + size;
 
     for (int part = 0; part < size; ++part) {
-        const int64_t length = cuts[part + 1] - cuts[part];
-        longest = length > longest ? length : longest;
+        parts[part] = (tsr_segment){cuts[part] * (int64_t)element_bytes,
+                                    (cuts[part + 1] - cuts[part]) * (int64_t)element_bytes};
     }
-    for (int64_t at = 0; at < longest; at += self->slot) {
-        const int64_t mine = piece_of(cuts, rank, at, self->slot);
-
-        TSR_TRY(nccl_finish(self, exchange_piece(self, values, cuts, at, nccl_stream_of(stream)),
-                            "reduce-scatter", stream));
-        for (int distance = 1; distance < size && mine > 0; ++distance) {
-            TSR_TRY(tsr_op_add_f32(self->device, self->buffer + (distance - 1) * self->slot,
-                                   values + cuts[rank] + at, mine, stream));
-        }
+    for (int part = 0; part < size; ++part) {
+        own[part] = parts[rank];
     }
-    return tsr_event_record(self->done, stream); /* the buffer is free again after the last sum */
+    const tsr_exchange what = {.send = values,
+                               .receive = values,
+                               .send_segments = sums ? parts : own,
+                               .receive_segments = sums ? own : parts,
+                               .send_begin = self->one_each,
+                               .receive_begin = self->one_each,
+                               .sums = sums};
+    exchange x = {.self = self, .what = &what, .operation = operation, .stream = stream};
+    return run(&x, size - 1);
 }
 
 tsr_status nccl_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64_t *cuts,
@@ -108,8 +287,8 @@ tsr_status nccl_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64
     comm_nccl *self = (comm_nccl *)comm;
     const int64_t part = cuts[1] - cuts[0];
 
-    TSR_TRY(
-        nccl_begin(self, "reduce-scatter", digest_cuts(cuts, comm->size, sizeof *values), stream));
+    TSR_TRY(nccl_begin(self, "reduce-scatter", digest_cuts(cuts, comm->size, sizeof *values), 0,
+                       stream));
     if (comm->size == 1 || cuts[comm->size] == cuts[0]) {
         return TSR_OK;
     }
@@ -120,55 +299,27 @@ tsr_status nccl_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64
                               self->handle, nccl_stream_of(stream));
         return nccl_finish(self, code, "reduce-scatter", stream);
     }
-    return sum_pieces(self, values, cuts, stream);
-}
-
-static ncclResult_t gather_uneven(const comm_nccl *self, char *values, size_t element_bytes,
-                                  const int64_t *cuts, cudaStream_t stream)
-{
-    const int size = self->base.size, rank = self->base.rank;
-    const size_t mine = (size_t)(cuts[rank + 1] - cuts[rank]) * element_bytes;
-    ncclResult_t code = ncclGroupStart();
-
-    if (!goes_on(code)) {
-        return code;
-    }
-    for (int distance = 1; distance < size && goes_on(code); ++distance) {
-        const int to = (rank + distance) % size, from = (rank - distance + size) % size;
-        const size_t theirs = (size_t)(cuts[from + 1] - cuts[from]) * element_bytes;
-
-        if (mine > 0) {
-            code = ncclSend(values + (size_t)cuts[rank] * element_bytes, mine, ncclUint8, to,
-                            self->handle, stream);
-        }
-        if (theirs > 0 && goes_on(code)) {
-            code = ncclRecv(values + (size_t)cuts[from] * element_bytes, theirs, ncclUint8, from,
-                            self->handle, stream);
-        }
-    }
-    return end_group(code);
+    return exchange_parts(self, values, sizeof *values, cuts, true, "reduce-scatter", stream);
 }
 
 tsr_status nccl_all_gather_parts_on(tsr_comm *comm, void *values, size_t element_bytes,
                                     const int64_t *cuts, tsr_stream *stream)
 {
     comm_nccl *self = (comm_nccl *)comm;
-    const cudaStream_t handle = nccl_stream_of(stream);
     const size_t part = (size_t)(cuts[1] - cuts[0]) * element_bytes;
     char *first = (char *)values + (size_t)cuts[0] * element_bytes;
-    ncclResult_t code = ncclSuccess;
 
-    TSR_TRY(nccl_begin(self, "all-gather", digest_cuts(cuts, comm->size, element_bytes), stream));
+    TSR_TRY(
+        nccl_begin(self, "all-gather", digest_cuts(cuts, comm->size, element_bytes), 0, stream));
     if (comm->size == 1 || cuts[comm->size] == cuts[0]) {
         return TSR_OK;
     }
     if (are_even(cuts, comm->size)) { /* copies have no order: NCCL may take any way */
-        code = ncclAllGather(first + (size_t)comm->rank * part, first, part, ncclUint8,
-                             self->handle, handle);
-    } else {
-        code = gather_uneven(self, values, element_bytes, cuts, handle);
+        const ncclResult_t code = ncclAllGather(first + (size_t)comm->rank * part, first, part,
+                                                ncclUint8, self->handle, nccl_stream_of(stream));
+        return nccl_finish(self, code, "all-gather", stream);
     }
-    return nccl_finish(self, code, "all-gather", stream);
+    return exchange_parts(self, values, element_bytes, cuts, false, "all-gather", stream);
 }
 
 tsr_status nccl_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,
@@ -176,7 +327,7 @@ tsr_status nccl_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int roo
 {
     comm_nccl *self = (comm_nccl *)comm;
 
-    TSR_TRY(nccl_begin(self, "broadcast", mix(mix(1, bytes), (uint64_t)root), stream));
+    TSR_TRY(nccl_begin(self, "broadcast", mix(mix(1, bytes), (uint64_t)root), 0, stream));
     if (comm->size == 1) {
         return TSR_OK;
     }

@@ -14,7 +14,6 @@
 /* What is ordered and aborted together is what this process has, so it belongs to the process. */
 static struct {
     comm_nccl *newest;
-    int64_t calls;    /* queued on any of them */
     cudaEvent_t turn; /* before the first collective since the last wait */
     bool has_turn;
 } process;
@@ -51,7 +50,6 @@ tsr_status nccl_register(comm_nccl *self)
         TSR_CHECK(code == cudaSuccess, TSR_ERR_DEVICE, "cudaEventCreateWithFlags: %s",
                   cudaGetErrorString(code));
         process.has_turn = false;
-        process.calls = 0;
     }
     self->next = process.newest;
     process.newest = self;
@@ -198,43 +196,65 @@ tsr_status nccl_stream_wait(tsr_comm *comm, tsr_stream *stream)
     return TSR_OK;
 }
 
-/* ---- order
- * ------------------------------------------------------------------------------------ */
+/* ---- order ---------------------------------------------------------------------------------- */
 
 typedef struct note {
-    int64_t call, process_call; /* from 1: on this communicator, in this process */
-    uint64_t digest;
+    int64_t call; /* from 1: on this communicator */
+    uint64_t digest, balance;
     char operation[24];
 } note;
 
-/* Every rank sees all notes, so all come to the same verdict. */
-static tsr_status compare_notes(comm_nccl *self, const char *operation, uint64_t digest)
+/* A rank that is in a call of another communicator does not come: the host's time-out tells. */
+static tsr_status gather_notes(comm_nccl *self, const note *own)
 {
-    note own = {.call = self->calls, .process_call = process.calls, .digest = digest};
-    const note *all = (const note *)(const void *)self->base.scratch;
+    char text[700] = "";
+    const tsr_status st = tsr_comm_all_gather(self->host, own, sizeof *own, self->base.scratch);
 
-    (void)snprintf(own.operation, sizeof own.operation, "%s", operation);
-    const tsr_status st = tsr_comm_all_gather(self->host, &own, sizeof own, self->base.scratch);
     self->base.is_dead = tsr_comm_is_dead(self->host);
-    TSR_TRY(st);
-    for (int peer = 1; peer < self->base.size; ++peer) {
-        const bool same_operation = strcmp(all[peer].operation, all[0].operation) == 0;
-        TSR_CHECK(memcmp(&all[peer], &all[0], sizeof own) == 0, TSR_ERR_STATE,
-                  "ranks queue different collectives: rank 0 %s (call %" PRId64 " here, %" PRId64
-                  " of its process), rank %d %s (call %" PRId64 ", %" PRId64 ")%s",
-                  all[0].operation, all[0].call, all[0].process_call, peer, all[peer].operation,
-                  all[peer].call, all[peer].process_call,
-                  same_operation && all[peer].digest != all[0].digest ? " of other sizes" : "");
+    if (st == TSR_OK) {
+        return TSR_OK;
     }
+    (void)snprintf(text, sizeof text, "%s", tsr_error_message());
+    return TSR_FAIL(st,
+                    "%s, call %" PRId64 " of an nccl communicator of %d ranks, or ranks use "
+                    "their communicators in different orders: %s",
+                    own->operation, own->call, self->base.size, text);
+}
+
+/* Every rank sees all notes, so all come to the same verdict. Only this communicator's calls are
+ * compared: those that this process makes on others are another rank's business or not. */
+static tsr_status compare_notes(comm_nccl *self, const note *own)
+{
+    const note *all = (const note *)(const void *)self->base.scratch;
+    uint64_t balance = 0;
+
+    TSR_TRY(gather_notes(self, own));
+    for (int peer = 0; peer < self->base.size; ++peer) {
+        const note *other = &all[peer];
+        const bool is_same =
+            other->call == all[0].call && strcmp(other->operation, all[0].operation) == 0;
+
+        TSR_CHECK(is_same && other->digest == all[0].digest, TSR_ERR_STATE,
+                  "ranks queue different collectives: rank 0 %s (call %" PRId64
+                  " here), rank %d %s (call %" PRId64 ")%s",
+                  all[0].operation, all[0].call, peer, other->operation, other->call,
+                  is_same ? " of other sizes or kind" : "");
+        balance += other->balance;
+    }
+    TSR_CHECK(balance == 0, TSR_ERR_STATE,
+              "%s (call %" PRId64 " here): what some rank sends is not what another expects",
+              own->operation, own->call);
     return TSR_OK;
 }
 
-tsr_status nccl_begin(comm_nccl *self, const char *operation, uint64_t digest, tsr_stream *stream)
+tsr_status nccl_begin(comm_nccl *self, const char *operation, uint64_t digest, uint64_t balance,
+                      tsr_stream *stream)
 {
-    ++self->calls;
-    ++process.calls;
+    note own = {.call = ++self->calls, .digest = digest, .balance = balance};
+
+    (void)snprintf(own.operation, sizeof own.operation, "%s", operation);
     if (self->options.checks_order && self->base.size > 1) {
-        TSR_TRY(compare_notes(self, operation, digest));
+        TSR_TRY(compare_notes(self, &own));
     }
     if (!process.has_turn) {
         const cudaError_t code = cudaEventRecord(process.turn, nccl_stream_of(stream));
