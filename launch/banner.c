@@ -116,9 +116,8 @@ tsr_status banner_plan(const settings *s, const world *w, const tsr_data *train,
     tsr_mesh mesh = {0};
     char text[160];
 
-    TSR_TRY(tsr_mesh_create(&s->parallel, w->comm, &mesh));
-    tsr_status st = trainer_check(s, &mesh);
-    st = st != TSR_OK ? st : tsr_param_table_create(&s->model, &table);
+    TSR_TRY(trainer_open_mesh(s, w, &mesh));
+    tsr_status st = tsr_param_table_create(&s->model, &table);
     if (st == TSR_OK) {
         mesh_text(s, &mesh, text);
         tsr_log(TSR_LOG_INFO, "plan for   ranks %s, compute %s", text,

@@ -134,7 +134,8 @@ static tsr_status use_nccl_if_wanted(trainer *t)
     return is_wanted ? tsr_mesh_use_nccl(&t->mesh, t->device, &options) : TSR_OK;
 }
 
-tsr_status trainer_check(const settings *s, const tsr_mesh *mesh)
+/* Equal on all ranks. */
+static tsr_status check_mesh(const settings *s, const tsr_mesh *mesh)
 {
     const int ranks = mesh->pp * mesh->dp * mesh->ep;
 
@@ -147,7 +148,7 @@ tsr_status trainer_check(const settings *s, const tsr_mesh *mesh)
     TSR_CHECK(mesh->ep == 1, TSR_ERR_UNSUPPORTED,
               "parallel.ep = %d: expert parallelism is not built yet, set parallel.ep = 1",
               mesh->ep);
-    if (s->model.num_experts < mesh->ep) {
+    if (s->model.num_experts < mesh->ep && tsr_comm_rank(mesh->world.flat) == 0) {
         tsr_log(TSR_LOG_WARN,
                 "parallel.ep = %d, but the model has %lld experts: %lld ranks of each expert "
                 "group hold none",
@@ -157,14 +158,31 @@ tsr_status trainer_check(const settings *s, const tsr_mesh *mesh)
     return TSR_OK;
 }
 
+tsr_status trainer_open_mesh(const settings *s, const world *w, tsr_mesh *mesh_out)
+{
+    tsr_mesh mesh = {0};
+    tsr_status st = tsr_mesh_create(&s->parallel, w->comm, &mesh);
+
+    st = st != TSR_OK ? st : check_mesh(s, &mesh);
+    if (st == TSR_OK) {
+        *mesh_out = mesh;
+        return TSR_OK;
+    }
+    tsr_mesh_destroy(&mesh);
+    if ((st == TSR_ERR_ARG || st == TSR_ERR_UNSUPPORTED) && tsr_comm_rank(w->comm) != 0) {
+        return TSR_FAIL(TSR_ERR_PEER,
+                        "rank 0 reports the same"); /* equal everywhere: say it once */
+    }
+    return st;
+}
+
 tsr_status trainer_create(trainer *t, const settings *s, world *w)
 {
     int threads = (int)s->run.threads;
 
     *t = (trainer){.s = s, .w = w, .dtype = (tsr_dtype)s->precision.compute};
-    TSR_TRY(tsr_mesh_create(&s->parallel, w->comm, &t->mesh));
+    TSR_TRY(trainer_open_mesh(s, w, &t->mesh));
     t->comm = t->mesh.world.host.all;
-    TSR_TRY(trainer_check(s, &t->mesh));
     if (threads == 0) {
         TSR_TRY(world_thread_share(w, &threads));
     }

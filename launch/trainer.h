@@ -47,9 +47,9 @@ typedef struct trainer_plan {
 TSR_NODISCARD tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh,
                                           trainer_plan *plan_out);
 
-/** Can this model be trained on this mesh? Equal on all ranks. Errors: TSR_ERR_ARG and
- *  TSR_ERR_UNSUPPORTED naming the limit. */
-TSR_NODISCARD tsr_status trainer_check(const settings *s, const tsr_mesh *mesh);
+/** Make the mesh that the run file asks for, if the model fits it. Collective. Errors: as
+ *  tsr_mesh_create(), on rank 0; the others report TSR_ERR_PEER. */
+TSR_NODISCARD tsr_status trainer_open_mesh(const settings *s, const world *w, tsr_mesh *mesh_out);
 
 /** Open the device and take all memory. Weights are not set yet. Collective. */
 TSR_NODISCARD tsr_status trainer_create(trainer *t, const settings *s, world *w);
