@@ -6,6 +6,9 @@
 #define TSR_PARALLEL_H
 
 #include "collectives/collectives.h"
+#include "parallel/topology.h"
+#include "parallel/loads.h"
+#include "parallel/placement.h"
 
 #ifdef __cplusplus
 extern "C" {

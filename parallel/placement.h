@@ -6,7 +6,7 @@
 #ifndef TSR_PARALLEL_PLACEMENT_H
 #define TSR_PARALLEL_PLACEMENT_H
 
-#include "collectives/collectives.h"
+#include "collectives/sparse.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -132,7 +132,7 @@ typedef struct tsr_quotas {
  * their own rules.
  *
  * Shapes: counts [P,E]: tokens that rank p has for expert e.
- * Errors: TSR_ERR_ARG for a count out of range.
+ * Errors: TSR_ERR_ARG for a count out of range, TSR_ERR_STATE for a plan without holders.
  */
 TSR_NODISCARD tsr_status tsr_plan_quotas(tsr_planner *planner, const int64_t *counts,
                                          const tsr_plan *plan, tsr_quotas *quotas_out);

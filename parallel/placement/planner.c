@@ -300,6 +300,8 @@ tsr_status tsr_plan_quotas(tsr_planner *p, const int64_t *counts, const tsr_plan
                            tsr_quotas *quotas_out)
 {
     p->quoted = NULL;
+    TSR_CHECK(plan->holding.chunks == p->options.experts, TSR_ERR_STATE,
+              "the plan has no holders yet: tsr_plan_holdings() comes first");
     TSR_CHECK(add_up(p, counts), TSR_ERR_ARG, "counts of tokens: one is below 0 or above %" PRId64,
               most_tokens(p));
     p->ops->amounts(p, counts, &plan->holding);

@@ -104,7 +104,9 @@ static void quota_holdings(tsr_planner *p, const int64_t *predicted)
 
 static void quota_spill(tsr_planner *p, const int64_t *counts, const tsr_holding *holding)
 {
-    const int64_t goal = (int64_t)(p->options.target * (double)p->total / p->options.ranks);
+    const int64_t mean = (p->total + p->options.ranks - 1) / p->options.ranks;
+    const int64_t aim = (int64_t)(p->options.target * (double)p->total / p->options.ranks);
+    const int64_t goal = aim > mean ? aim : mean; /* of few tokens no part can be moved */
     int parts = 0;
 
     if (p->max_load <= goal) {

@@ -6,3 +6,4 @@ tsr_add_mpi_test(parallel.mesh SOURCES parallel/test_mesh.c LIBS tsr_parallel RA
 tsr_add_unit_test(parallel.stage SOURCES parallel/test_stage.c LIBS tsr_test_rig tsr_parallel)
 tsr_add_unit_test(parallel.generate SOURCES parallel/test_generate.c
   LIBS tsr_test_rig tsr_parallel)
+include(parallel/placement.cmake)
