@@ -111,7 +111,7 @@ static tsr_status read_settings(const cli_values *values, world *w, settings *s,
     TSR_CHECK(values->positional_count == 2, TSR_ERR_ARG, "bench step: missing RUN.ini");
     TSR_TRY(cli_get_int(&cli_bench, values, "steps", 1, MAX_STEPS, 8, steps));
     TSR_TRY(settings_read_file(s, w->comm, values->positional[1], values->set, values->set_count));
-    return world_set_timeout(w, s->run.timeout_s);
+    return world_set_run(w, s->run.timeout_s, &s->topology);
 }
 
 tsr_status bench_step(const cli_values *values, world *w)

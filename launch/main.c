@@ -51,6 +51,9 @@ static int run_command(const cli_command *command, int argc, char **argv)
     world w = {0};
     cli_values values;
 
+    if (command->needs_ranks && cli_parse(command, argc, argv, &values) == TSR_OK) {
+        network_read(&values, &w.network); /* what is wrong is said below, once */
+    }
     tsr_status st = world_start(&argc, &argv, command->needs_ranks, &w);
     if (st == TSR_OK) {
         st = cli_parse(command, argc, argv, &values);

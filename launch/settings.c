@@ -65,11 +65,17 @@ void settings_tables(settings *s)
     s->tables[4] = tsr_optim_options(&s->optim);
     s->tables[5] = TABLE(precision_options, &s->precision);
     s->tables[6] = tsr_parallel_options(&s->parallel);
-    s->tables[7] = tsr_checkpoint_options(&s->checkpoint);
+    s->tables[7] = tsr_topology_options(&s->topology);
+    s->tables[8] = tsr_checkpoint_options(&s->checkpoint);
 }
 
 static void check_across_sections(settings *s, tsr_config_errors *errors)
 {
+    tsr_nic first;
+
+    if (tsr_topology_choose(&s->topology, 0, &first) != TSR_OK) {
+        tsr_config_error(errors, "[topology] %s", tsr_error_message());
+    }
     tsr_model_config_check(&s->model, errors);
     tsr_optim_config_check(&s->optim, s->train.steps, errors);
     if (s->data.vocab == 0 && s->model.vocab_size < 256) {

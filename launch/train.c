@@ -357,7 +357,7 @@ static int run_train(const cli_values *values, world *w)
         return EXIT_DONE;
     }
     if (st == TSR_OK) {
-        st = world_set_timeout(w, run.s.run.timeout_s);
+        st = world_set_run(w, run.s.run.timeout_s, &run.s.topology);
     }
     if (st == TSR_OK) {
         st = train(&run, resume, is_dry);

@@ -51,6 +51,7 @@ static tsr_status check_not_alone(int size)
 
 static tsr_status start_mpi(int *argc, char ***argv, world *w)
 {
+    const tsr_status chosen = network_choose(&w->network);
     int provided = 0, size = 0;
 
     TSR_CHECK(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided) == MPI_SUCCESS,
@@ -59,7 +60,8 @@ static tsr_status start_mpi(int *argc, char ***argv, world *w)
     (void)MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     (void)MPI_Comm_size(MPI_COMM_WORLD, &size);
     TSR_TRY(check_not_alone(size));
-    return tsr_comm_create_mpi(MPI_COMM_WORLD, start_timeout_s, 0, &w->comm);
+    TSR_TRY(tsr_comm_create_mpi(MPI_COMM_WORLD, start_timeout_s, w->network.nic.plane, &w->comm));
+    return tsr_comm_agree(w->comm, chosen);
 }
 
 tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w)
@@ -78,13 +80,14 @@ tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w)
     return TSR_OK;
 }
 
-tsr_status world_set_timeout(world *w, double timeout_s)
+tsr_status world_set_run(world *w, double timeout_s, const tsr_topology_config *topology)
 {
     if (!w->has_mpi) {
         return TSR_OK;
     }
+    TSR_TRY(tsr_comm_agree(w->comm, network_check(&w->network, topology)));
     tsr_comm_destroy(&w->comm);
-    return tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, 0, &w->comm);
+    return tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, w->network.nic.plane, &w->comm);
 }
 
 static int exit_code_of(tsr_status status)

@@ -3,7 +3,7 @@
 #ifndef TSR_LAUNCH_WORLD_H
 #define TSR_LAUNCH_WORLD_H
 
-#include "collectives/collectives.h"
+#include "launch/network.h"
 
 /** Exit codes of the contract. */
 enum { EXIT_DONE = 0, EXIT_RUN_FAILED = 1, EXIT_USAGE = 2, EXIT_BAD_DATA = 3, EXIT_PEER_LOST = 4 };
@@ -11,20 +11,28 @@ enum { EXIT_DONE = 0, EXIT_RUN_FAILED = 1, EXIT_USAGE = 2, EXIT_BAD_DATA = 3, EX
 typedef struct world {
     tsr_comm *comm; /* all ranks; `self` when not started by mpirun or srun */
     bool has_mpi;
-    bool json;    /* --json: one object on stdout and nothing else there */
-    FILE *people; /* text for people: stdout on a terminal, else (and under mpirun) stderr */
+    bool json;       /* --json: one object on stdout and nothing else there */
+    network network; /* of this rank, chosen before MPI starts */
+    FILE *people;    /* text for people: stdout on a terminal, else (and under mpirun) stderr */
 } world;
 
 /**
- * Start. Without a launcher's marks in the environment MPI is not started at all.
+ * Start. Without a launcher's marks in the environment MPI is not started at all; else
+ * w->network.config, set by the caller, says which interface this rank takes.
  *
  * Errors: TSR_ERR_ARG when a launcher says that there are N tasks but MPI sees one (N lone copies
- *         would each believe to be the whole run), with the remedy; TSR_ERR_COMM.
+ *         would each believe to be the whole run), with the remedy; those of network_choose();
+ *         TSR_ERR_COMM.
  */
 TSR_NODISCARD tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w);
 
-/** Give the run's time-out to the communicator: makes it anew. Collective. */
-TSR_NODISCARD tsr_status world_set_timeout(world *w, double timeout_s);
+/**
+ * Give the run's time-out to the communicator: makes it anew.
+ *
+ * Collective. Errors: TSR_ERR_ARG where [topology] was unknown when MPI started.
+ */
+TSR_NODISCARD tsr_status world_set_run(world *w, double timeout_s,
+                                       const tsr_topology_config *topology);
 
 /**
  * Print the last error where it belongs and turn it into an exit code: usage is used for argument
