@@ -54,10 +54,11 @@ typedef struct tsr_sparse tsr_sparse;
 /**
  * Take all memory that calls over comm will need.
  *
- * Owns:   comm and worker are borrowed; worker: runs what is started on the host; NULL: nothing is
- *         started there.
+ * Owns:   comm and worker are borrowed. comm: one that exchanges segments, with the seats of its
+ *         ranks, so no composite. worker: runs what is started on the host; NULL: nothing is.
  * Errors: TSR_ERR_ARG for numbers below 1, or relay_bytes or min_piece_bytes out of range;
- *         TSR_ERR_UNSUPPORTED for a device that comm does not take; TSR_ERR_NOMEM, local.
+ *         TSR_ERR_UNSUPPORTED for a device that comm does not take, or a composite; TSR_ERR_NOMEM,
+ *         local.
  */
 TSR_NODISCARD tsr_status tsr_sparse_create(tsr_comm *comm, tsr_worker *worker,
                                            const tsr_sparse_options *options,
@@ -73,9 +74,10 @@ typedef struct tsr_sparse_call {
                             for others */
     tsr_stream *stream;  /* of the device; NULL on the host */
     int64_t number;      /* goes with it in traces (a layer); < 0: none */
-    /* of calls that were started, zeroed before: */
+    /* of calls that are started, zeroed before: */
     tsr_sparse *sparse;
     tsr_worker_call work;
+    bool is_queued; /* on stream */
 } tsr_sparse_call;
 
 /**
