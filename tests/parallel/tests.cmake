@@ -7,3 +7,4 @@ tsr_add_unit_test(parallel.stage SOURCES parallel/test_stage.c LIBS tsr_test_rig
 tsr_add_unit_test(parallel.generate SOURCES parallel/test_generate.c
   LIBS tsr_test_rig tsr_parallel)
 include(parallel/placement.cmake)
+include(parallel/mesh_cuda.cmake)
