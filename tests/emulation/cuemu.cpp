@@ -70,6 +70,7 @@ struct engine {
     warp warps[MAX_THREADS / WARP];
     uint64_t ready[WORDS];
     unsigned threads, live, at_barrier, current;
+    unsigned laggard; /* warp that runs only when no other can; beyond the last: none */
     const char *barrier_file;
     int barrier_line;
     void *main_stack_pointer;
@@ -136,13 +137,36 @@ unsigned ready_before(unsigned from)
     return MAX_THREADS;
 }
 
+/* In random order some warp, or none, stays behind as far as barriers let it, as a warp may that a
+ * GPU's scheduler neglects: what reads or writes too early without a barrier then shows. */
+void choose_laggard(void)
+{
+    const unsigned warps = (e.threads + WARP - 1) / WARP;
+
+    e.laggard = fake_get_order() == FAKE_RANDOM ? fake_random(warps + 1) : warps;
+}
+
+unsigned pick_random(void)
+{
+    const unsigned from = fake_random(e.threads);
+
+    if (e.laggard * WARP >= e.threads) {
+        return ready_from(from);
+    }
+    uint64_t *const word = &e.ready[e.laggard * WARP / 64], all = *word;
+    *word &= ~(uint64_t{~0u} << e.laggard * WARP % 64);
+    const unsigned next = ready_from(from);
+    *word = all;
+    return next == MAX_THREADS ? ready_from(from) : next;
+}
+
 unsigned pick(void)
 {
     switch (fake_get_order()) {
     case FAKE_REVERSE:
         return ready_before((e.current + MAX_THREADS - 1) % MAX_THREADS);
     case FAKE_RANDOM:
-        return ready_from(fake_random(e.threads));
+        return pick_random();
     default:
         return ready_from((e.current + 1) % MAX_THREADS);
     }
@@ -202,6 +226,7 @@ void release_barrier(void)
         return;
     }
     e.at_barrier = 0;
+    choose_laggard();
     for (unsigned t = 0; t < e.threads; ++t) {
         set_ready(t);
     }
@@ -366,6 +391,7 @@ void start_block(void)
 
     e.threads = e.live = b.x * b.y * b.z;
     e.at_barrier = 0;
+    choose_laggard();
     std::memset(e.ready, 0, sizeof e.ready);
     for (unsigned p = 0; p < e.piece_count; ++p) {
         fill_piece(e.pieces[p]);
@@ -503,6 +529,14 @@ uint64_t cuemu_warp(cuemu_op op, unsigned mask, uint64_t value, unsigned source,
     release_lanes(base, mask);
     run_next(&e.fibers[me].stack_pointer);
     return e.fibers[me].call.result;
+}
+
+void cuemu_spin(void)
+{
+    if (fake_random(64) == 0) { /* it may be the laggard that is waited for */
+        choose_laggard();
+    }
+    run_next(&e.fibers[e.current].stack_pointer);
 }
 
 void cuemu_trap(const char *file, int line)

@@ -61,6 +61,9 @@ unsigned cuemu_lane(void);
 /** End the launch with a fault, as __trap() does. */
 void cuemu_trap(const char *file, int line);
 
+/** One turn of a loop that waits for what another thread writes: lets others run. */
+void cuemu_spin(void);
+
 /** Queue one launch; args (bytes of them) is copied. Checks the sizes as the real runtime does. */
 cudaError_t cuemu_launch(void (*call)(const void *args), const void *args, size_t bytes, dim3 grid,
                          dim3 block, size_t shared_bytes, cudaStream_t stream);

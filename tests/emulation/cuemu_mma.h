@@ -46,21 +46,12 @@ inline warp_registers &my_warp()
     return registers[threadIdx.x / 32];
 }
 
-/* Now and then a lane, and with it its warp, falls behind by more than a tile's work. */
-inline void dawdle()
-{
-    for (int i = fake_random(128) == 0 ? 400 : 0; i > 0; --i) {
-        __syncwarp(1u << threadIdx.x % 32);
-    }
-}
-
 inline void show_row(const void *row)
 {
     if ((uintptr_t)row % 16 != 0) {
         std::fprintf(stderr, "ldmatrix: row address %p is not a multiple of 16\n", row);
         std::abort();
     }
-    dawdle();
     my_warp().row[threadIdx.x % 32] = (const char *)row;
     __syncwarp();
 }

@@ -233,7 +233,7 @@ inline void tsr_mbarrier_wait(tsr_mbarrier *barrier, unsigned parity)
         if (++cuemu::polls > 100000000) {
             cuemu::stop("all threads wait for barriers in shared memory");
         }
-        __syncwarp(1u << threadIdx.x % 32); /* let another thread run */
+        cuemu_spin();
     }
 }
 

@@ -18,6 +18,34 @@ cudaError_t planted_rotate(const float *x, float *y, bool has_barrier, cudaStrea
     return tsr_launch(rotate_kernel, 1, PLANTED_THREADS, 0, stream, x, y, has_barrier);
 }
 
+/* Tiles through a ring in shared memory: while one is used, the next is stored. What is used first
+ * has another warp stored; then the warps are busy for a while, each for itself. */
+static __global__ void ring_kernel(const float *x, float *y, int slots)
+{
+    TSR_SHARED(ring, float[3][PLANTED_THREADS]);
+    const int me = (int)threadIdx.x, neighbour = (me + 32) % PLANTED_THREADS;
+    float sum = 0.0f;
+
+    ring[0][me] = x[me];
+    for (int tile = 0; tile < PLANTED_TILES; ++tile) {
+        if (tile + 1 < PLANTED_TILES) {
+            ring[(tile + 1) % slots][me] = x[(tile + 1) * PLANTED_THREADS + me];
+        }
+        __syncthreads();
+        float seen = ring[tile % slots][neighbour];
+        for (int i = 0; i < 40; ++i) {
+            seen = __shfl_xor_sync(~0u, seen, 1);
+        }
+        sum += seen;
+    }
+    y[me] = sum;
+}
+
+cudaError_t planted_ring(const float *x, float *y, int slots, cudaStream_t stream)
+{
+    return tsr_launch(ring_kernel, 1, PLANTED_THREADS, 0, stream, x, y, slots);
+}
+
 static __global__ void count_kernel(float *y, int64_t count)
 {
     for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
