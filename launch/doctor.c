@@ -1,8 +1,8 @@
 /* `tessera doctor`: is this machine, and this way of starting, fit to train? */
-#include "launch/cli.h"
+#include "launch/doctor.h"
+
 #include "launch/devices.h"
 #include "launch/version.h"
-#include "launch/world.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +17,8 @@
 
 static const cli_option doctor_options[] = {
     {"dir", "PATH", "folder to test as a run folder (.)"},
+    {"topology", NULL, "draw nodes, ranks, planes, and the groups of RUN.ini's mesh instead"},
+    {"set", "section.key=value", "with RUN.ini: override one of its keys"},
     {"json", NULL, "print one JSON object on stdout"},
     {NULL, NULL, NULL},
 };
@@ -39,7 +41,7 @@ typedef struct disk_report {
     char problem[256];
 } disk_report;
 
-static void describe_binding(char text[64])
+void doctor_binding(char text[64])
 {
     hwloc_topology_t topology;
     hwloc_bitmap_t set = hwloc_bitmap_alloc();
@@ -90,7 +92,7 @@ static tsr_status report_rank(const world *w, rank_report *mine)
     tsr_device *device = NULL;
 
     (void)gethostname(mine->host, sizeof mine->host - 1);
-    describe_binding(mine->binding);
+    doctor_binding(mine->binding);
     mine->cores = world_cores();
     TSR_TRY(world_thread_share(w, &mine->threads));
     mine->memory_bytes = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
@@ -228,6 +230,9 @@ static int run_doctor(const cli_values *values, world *w)
     rank_report mine = {0}, *all = NULL;
     disk_report disk = {0};
 
+    if (cli_get(&cli_doctor, values, "topology") != NULL) {
+        return doctor_topology(values, w);
+    }
     dir = dir != NULL ? dir : ".";
     tsr_status st = report_rank(w, &mine);
     if (st == TSR_OK) {
@@ -254,13 +259,14 @@ static int run_doctor(const cli_values *values, world *w)
 
 const cli_command cli_doctor = {
     .name = "doctor",
-    .arguments = "[--dir PATH]",
+    .arguments = "[--dir PATH] | --topology [RUN.ini]",
     .summary = "Check ranks, cores, binding, memory, GPUs, disk, file locks and libraries.",
     .details =
         "Start it as you would start a run, for example under mpirun -n 4. Ends with 1 when the\n"
-        "folder is not fit to be a run folder, naming the remedy.\n",
+        "folder is not fit to be a run folder, naming the remedy; with --topology when messages\n"
+        "would cross planes.\n",
     .min_positional = 0,
-    .max_positional = 0,
+    .max_positional = 1,
     .options = doctor_options,
     .run = run_doctor,
     .needs_ranks = true,

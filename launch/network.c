@@ -189,7 +189,9 @@ tsr_status network_choose(network *n)
         memcpy(config.nics, given, strlen(given) + 1);
     }
     TSR_TRY(tsr_topology_choose(&config, network_local_rank(), &n->nic));
-    if (n->nic.name[0] == '\0' && config.planes != 1) {
+    /* reading PCI takes tens of milliseconds: not where no device can be there */
+    const bool may_have = access("/sys/class/infiniband", F_OK) == 0 || getenv("HWLOC_XMLFILE");
+    if (n->nic.name[0] == '\0' && config.planes != 1 && may_have) {
         network_nearest(network_local_rank(), config.planes, &n->nic, gpu);
         n->source = "hwloc";
     }

@@ -49,6 +49,16 @@ static tsr_status check_not_alone(int size)
     return TSR_OK;
 }
 
+/* As tsr_comm_agree(), but the lowest rank with an error speaks for the others. */
+static tsr_status tell_once(tsr_comm *comm, tsr_status local)
+{
+    const uint64_t rank = (uint64_t)tsr_comm_rank(comm);
+    uint64_t speaker = local == TSR_OK ? UINT64_MAX : rank;
+
+    TSR_TRY(tsr_comm_all_reduce_u64(comm, &speaker, 1, TSR_REDUCE_MIN));
+    return tsr_comm_agree(comm, speaker == rank ? local : TSR_OK);
+}
+
 static tsr_status start_mpi(int *argc, char ***argv, world *w)
 {
     const tsr_status chosen = network_choose(&w->network);
@@ -61,7 +71,7 @@ static tsr_status start_mpi(int *argc, char ***argv, world *w)
     (void)MPI_Comm_size(MPI_COMM_WORLD, &size);
     TSR_TRY(check_not_alone(size));
     TSR_TRY(tsr_comm_create_mpi(MPI_COMM_WORLD, start_timeout_s, w->network.nic.plane, &w->comm));
-    return tsr_comm_agree(w->comm, chosen);
+    return tell_once(w->comm, chosen);
 }
 
 tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w)
@@ -85,7 +95,7 @@ tsr_status world_set_run(world *w, double timeout_s, const tsr_topology_config *
     if (!w->has_mpi) {
         return TSR_OK;
     }
-    TSR_TRY(tsr_comm_agree(w->comm, network_check(&w->network, topology)));
+    TSR_TRY(tell_once(w->comm, network_check(&w->network, topology)));
     tsr_comm_destroy(&w->comm);
     return tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, w->network.nic.plane, &w->comm);
 }

@@ -46,7 +46,7 @@ int tsr_topology_nearest(const int *closeness, int count, int turn);
 /** One rank, as it is drawn; texts are "" when unknown. */
 typedef struct tsr_topology_rank {
     tsr_seat seat;
-    char host[64], cores[48], gpu[48], nic[TSR_NIC_MAX];
+    char host[64], cores[64], gpu[48], nic[TSR_NIC_MAX];
     int dp_rank, ep_rank; /* coordinates in the mesh */
 } tsr_topology_rank;
 
