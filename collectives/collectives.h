@@ -166,7 +166,7 @@ typedef struct tsr_segment {
 
 /** Who gets what from whom. Peer p's segments are begin[p] .. begin[p+1] - 1 of a list; what one
  *  rank sends to another has there the same number of segments, of the same lengths, in the same
- *  order. A rank has none for itself. */
+ *  order. A rank's for itself are empty. */
 typedef struct tsr_exchange {
     const void *send;
     void *receive; /* may be the memory of send where the segments do not meet */
@@ -183,7 +183,7 @@ typedef struct tsr_exchange {
  * Order:      sums add what comes from rank - 1, then rank - 2, ... (mod P).
  * Memory:     as in tsr_comm_reduce_scatter_f32(): nothing is allocated.
  * Collective: on comm, blocking; a pair without segments sends no message.
- * Errors:     TSR_ERR_ARG for own segments, lengths below 0, or not a multiple of 4 when summed.
+ * Errors:     TSR_ERR_ARG for bytes to itself, lengths below 0, or not a multiple of 4 when summed.
  */
 TSR_NODISCARD tsr_status tsr_comm_exchange(tsr_comm *comm, const tsr_exchange *exchange);
 

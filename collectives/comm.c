@@ -274,9 +274,11 @@ tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values, size_t elemen
 static tsr_status check_segments(const tsr_comm *comm, const tsr_segment *segments,
                                  const int64_t *begin, bool sums, const char *what)
 {
-    TSR_CHECK(begin[comm->rank + 1] == begin[comm->rank], TSR_ERR_ARG,
-              "rank %d has %" PRId64 " %s segments for itself, must have none", comm->rank,
-              begin[comm->rank + 1] - begin[comm->rank], what);
+    for (int64_t i = begin[comm->rank]; i < begin[comm->rank + 1]; ++i) {
+        TSR_CHECK(segments[i].bytes == 0, TSR_ERR_ARG,
+                  "rank %d has %" PRId64 " bytes to %s to itself, must have none", comm->rank,
+                  segments[i].bytes, what);
+    }
     for (int64_t i = begin[0]; i < begin[comm->size]; ++i) {
         const int64_t at = segments[i].at, bytes = segments[i].bytes;
 

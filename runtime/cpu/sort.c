@@ -52,7 +52,7 @@ tsr_status tsr_cpu_gather_f32(tsr_device *device, const float *rows, const int32
     (void)device;
     (void)stream;
     for (int64_t i = 0; i < count; ++i) {
-        out[i] = rows[row_of[i]];
+        out[i] = row_of[i] >= 0 ? rows[row_of[i]] : 0.0f;
     }
     return TSR_OK;
 }

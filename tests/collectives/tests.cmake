@@ -1,3 +1,4 @@
+include(collectives/sparse.cmake OPTIONAL)
 tsr_add_mpi_test(collectives.exchange
   SOURCES collectives/test_exchange.c
   RANKS 1 2 3 4)
@@ -14,3 +15,6 @@ foreach(scene stopped late mismatch)
   set_tests_properties(collectives.stuck.${scene}.np3 PROPERTIES LABELS mpi TIMEOUT 60 PROCESSORS 3
     ENVIRONMENT "${TSR_MPI_ENVIRONMENT}")
 endforeach()
+tsr_add_mpi_test(collectives.dispatch
+  SOURCES collectives/test_dispatch.c
+  RANKS 1 2 3 4 6)

@@ -33,7 +33,9 @@ tsr_status tsr_plain_unpermute(tsr_device *device, const tsr_unpermute_args *arg
             for (int64_t k = 0; k < args->top_k; ++k) {
                 const int64_t row = args->row_of[token * args->top_k + k];
 
-                sum += tsr_plain_get(args->dtype, args->rows, row * args->width + col);
+                if (row >= 0) {
+                    sum += tsr_plain_get(args->dtype, args->rows, row * args->width + col);
+                }
             }
             args->out[at] = (float)sum;
         }

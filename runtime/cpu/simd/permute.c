@@ -52,7 +52,9 @@ VEC_INLINE void sum_token(const tsr_unpermute_args *args, int64_t token, tsr_dty
         vec sum = base != NULL ? vec_load(base + col) : (vec){0};
 
         for (int k = 0; k < args->top_k; ++k) {
-            sum += vec_load_as(dtype, args->rows, row_of[k] * width + col);
+            if (row_of[k] >= 0) {
+                sum += vec_load_as(dtype, args->rows, row_of[k] * width + col);
+            }
         }
         vec_store(out + col, sum);
     }
@@ -61,7 +63,9 @@ VEC_INLINE void sum_token(const tsr_unpermute_args *args, int64_t token, tsr_dty
         vec sum = base != NULL ? vec_load_part(base + col, rest) : (vec){0};
 
         for (int k = 0; k < args->top_k; ++k) {
-            sum += vec_load_as_part(dtype, args->rows, row_of[k] * width + col, rest);
+            if (row_of[k] >= 0) {
+                sum += vec_load_as_part(dtype, args->rows, row_of[k] * width + col, rest);
+            }
         }
         vec_store_part(out + col, sum, rest);
     }

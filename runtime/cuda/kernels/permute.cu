@@ -96,9 +96,11 @@ static __global__ void __launch_bounds__(THREADS) unpermute_kernel(tsr_unpermute
         }
 #pragma unroll 4
         for (int k = 0; k < a.top_k; ++k) {
-            float row[V];
+            float row[V] = {0.0f};
 
-            tsr_load<V>((const T *)a.rows + (int64_t)row_of[k] * a.width + col, row);
+            if (row_of[k] >= 0) { /* the same for the whole block */
+                tsr_load<V>((const T *)a.rows + (int64_t)row_of[k] * a.width + col, row);
+            }
 #pragma unroll
             for (int v = 0; v < V; ++v) {
                 sum[v] += row[v];
@@ -139,7 +141,7 @@ static __global__ void __launch_bounds__(THREADS)
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
 
     if (i < count) {
-        out[i] = rows[row_of[i]];
+        out[i] = row_of[i] >= 0 ? rows[row_of[i]] : 0.0f;
     }
 }
 
