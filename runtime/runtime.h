@@ -9,6 +9,7 @@
 #include "runtime/data.h"
 #include "runtime/device.h"
 #include "runtime/dtype.h"
+#include "runtime/growing.h"
 #include "runtime/layers.h"
 #include "runtime/log.h"
 #include "runtime/memory.h"

@@ -94,13 +94,13 @@ void tsr_dispatch_destroy(tsr_dispatch **dispatch_p)
         tsr_mem_free(d->stage[i].segments);
         tsr_mem_free(d->stage[i].one_each);
         tsr_mem_free(d->stage[i].next);
-        growing_free_host(d->options.device, &d->staged[i]);
+        tsr_growing_free_staging(d->options.device, &d->staged[i]);
     }
-    growing_free_device(d->options.device, &d->sent);
-    growing_free_device(d->options.device, &d->met);
-    growing_free_device(d->options.device, &d->sum);
-    growing_free_host(d->options.device, &d->sent_slots);
-    growing_free_host(d->options.device, &d->passing);
+    tsr_growing_free_device(d->options.device, &d->sent);
+    tsr_growing_free_device(d->options.device, &d->met);
+    tsr_growing_free_device(d->options.device, &d->sum);
+    tsr_growing_free_staging(d->options.device, &d->sent_slots);
+    tsr_growing_free_staging(d->options.device, &d->passing);
     tsr_mem_free(d->itself);
     tsr_mem_free(d->node_of);
     tsr_mem_free(d->own);
@@ -151,11 +151,11 @@ void tsr_dispatch_plan_destroy(tsr_dispatch_plan **plan_p)
         mirror_free(device, &w->send_unit);
         mirror_free(device, &w->fan);
         mirror_free(device, &w->bounds);
-        growing_free_host(device, &w->slots);
+        tsr_growing_free_staging(device, &w->slots);
         tsr_mem_free(w->send_begin);
         tsr_mem_free(w->receive_begin);
     }
-    growing_free_host(device, &plan->first);
+    tsr_growing_free_staging(device, &plan->first);
     mirror_free(device, &plan->offsets);
     mirror_free(device, &plan->token_of);
     mirror_free(device, &plan->row_of);
@@ -176,7 +176,7 @@ static tsr_status take_lanes(tsr_dispatch *d, tsr_dispatch_plan *plan, const int
 {
     const int64_t count = tokens * d->options.top_k;
 
-    TSR_TRY(growing_on_host(d->options.device, &plan->first, (size_t)count * sizeof(slot)));
+    TSR_TRY(host_room(d->options.device, &plan->first, (size_t)count * sizeof(slot)));
     slot *slots = plan->first.memory;
     for (int64_t i = 0; i < count; ++i) {
         TSR_CHECK(lane[i] >= -1 && lane[i] / TSR_LANE_PLACES < d->ranks, TSR_ERR_ARG,
@@ -245,8 +245,8 @@ static tsr_status make_way(tsr_dispatch *d, tsr_dispatch_plan *plan, int which, 
         w->receive_begin[peer + 1] = w->receive_begin[peer] + count_from(d, which, peer);
     }
     w->receives = w->receive_begin[s->size];
-    TSR_TRY(growing_on_host(device, &w->slots, (size_t)w->receives * unit_bytes));
-    TSR_TRY(growing_on_host(device, &d->sent_slots, (size_t)w->sends * unit_bytes));
+    TSR_TRY(host_room(device, &w->slots, (size_t)w->receives * unit_bytes));
+    TSR_TRY(host_room(device, &d->sent_slots, (size_t)w->sends * unit_bytes));
     const int32_t *send_unit = w->send_unit.host.memory;
     slot *sent = d->sent_slots.memory;
     for (int64_t i = 0; i < w->sends; ++i) {
@@ -342,15 +342,15 @@ static tsr_status take_rows(tsr_dispatch *d, const tsr_dispatch_plan *plan)
     for (int i = 0; i < d->stages; ++i) {
         most = plan->way[i].sends > most ? plan->way[i].sends : most;
     }
-    TSR_TRY(growing_on_device(d->options.device, &d->sent, (size_t)most * row));
+    TSR_TRY(device_room(d->options.device, &d->sent, (size_t)most * row));
     if (d->stages == 1) {
         return TSR_OK;
     }
     const size_t met = (size_t)plan->way[0].receives;
-    TSR_TRY(growing_on_device(d->options.device, &d->met, met * row));
+    TSR_TRY(device_room(d->options.device, &d->met, met * row));
     return d->options.dtype == TSR_F32
                ? TSR_OK
-               : growing_on_device(d->options.device, &d->sum, met * width * sizeof(float));
+               : device_room(d->options.device, &d->sum, met * width * sizeof(float));
 }
 
 tsr_status tsr_dispatch_make(tsr_dispatch *dispatch, tsr_dispatch_plan *plan, const int32_t *lane,

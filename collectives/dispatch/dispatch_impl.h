@@ -4,24 +4,24 @@
 
 #include "collectives/comm_impl.h"
 #include "collectives/dispatch.h"
+#include "runtime/growing.h"
 
 enum { MOST_STAGES = 2 };
 
-/* Memory that grows when it is too small, and then is new: what it held is lost. */
-typedef struct growing {
-    void *memory;
-    size_t room; /* bytes */
-} growing;
-
 /* The same on the host and on the device; one block where these are one. */
 typedef struct mirror {
-    growing host, device;
+    tsr_growing host, device;
 } mirror;
 
-TSR_NODISCARD tsr_status growing_on_device(tsr_device *device, growing *block, size_t bytes);
-TSR_NODISCARD tsr_status growing_on_host(tsr_device *device, growing *block, size_t bytes);
-void growing_free_device(tsr_device *device, growing *block);
-void growing_free_host(tsr_device *device, growing *block);
+static inline tsr_status device_room(tsr_device *device, tsr_growing *block, size_t bytes)
+{
+    return tsr_growing_device(device, TSR_MEM_ACTIVATIONS, bytes, block);
+}
+
+static inline tsr_status host_room(tsr_device *device, tsr_growing *block, size_t bytes)
+{
+    return tsr_growing_staging(device, TSR_MEM_COMM, bytes, block);
+}
 
 TSR_NODISCARD tsr_status mirror_reserve(tsr_device *device, mirror *m, size_t bytes);
 void mirror_free(tsr_device *device, mirror *m);
@@ -58,8 +58,8 @@ typedef struct way {
     mirror send_unit;                    /* i32 [sends] unit that each send is a copy of */
     mirror fan; /* i32 [units, width] sends that are copies of a unit, ascending, then -1 */
     int fan_width;
-    mirror bounds; /* i64 [2]: 0, sends */
-    growing slots; /* slot [receives, K] */
+    mirror bounds;     /* i64 [2]: 0, sends */
+    tsr_growing slots; /* slot [receives, K] */
 } way;
 
 struct tsr_dispatch {
@@ -67,20 +67,21 @@ struct tsr_dispatch {
     int ranks, rank, nodes, node; /* of the group, this one; nodes: two stages, else 0 */
     int stages;
     stage stage[MOST_STAGES];
-    int32_t *itself;        /* [P] 0, 1, ... */
-    int32_t *node_of;       /* [P] */
-    int64_t row_length;     /* of the table of sizes: units to each rank, then to each node */
-    int64_t *own, *table;   /* [row_length], [P, row_length] */
-    growing sent, met, sum; /* device: rows to send; of the first stage's units; their f32 sums */
-    growing staged[2];      /* host: rows on their way out and in, where they are staged */
-    growing sent_slots;     /* host: slots or numbers to send */
-    growing passing;        /* host: numbers on their way back */
+    int32_t *itself;      /* [P] 0, 1, ... */
+    int32_t *node_of;     /* [P] */
+    int64_t row_length;   /* of the table of sizes: units to each rank, then to each node */
+    int64_t *own, *table; /* [row_length], [P, row_length] */
+    tsr_growing sent, met,
+        sum;                /* device: rows to send; of the first stage's units; their f32 sums */
+    tsr_growing staged[2];  /* host: rows on their way out and in, where they are staged */
+    tsr_growing sent_slots; /* host: slots or numbers to send */
+    tsr_growing passing;    /* host: numbers on their way back */
 };
 
 struct tsr_dispatch_plan {
     tsr_dispatch *dispatch; /* borrowed */
     way way[MOST_STAGES];
-    growing first; /* slot [tokens, K]: what came from the caller */
+    tsr_growing first; /* slot [tokens, K]: what came from the caller */
     tsr_dispatch_view view;
     mirror offsets, token_of, row_of, row_weight;
 };

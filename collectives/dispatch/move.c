@@ -113,11 +113,11 @@ tsr_status tsr_dispatch_return(tsr_dispatch *dispatch, tsr_dispatch_plan *plan, 
         const slot *slots = i == 0 ? plan->first.memory : plan->way[i - 1].slots.memory;
         float *to = out;
 
-        TSR_TRY(growing_on_host(d->options.device, &d->sent_slots, (size_t)w->sends * unit_bytes));
+        TSR_TRY(host_room(d->options.device, &d->sent_slots, (size_t)w->sends * unit_bytes));
         TSR_TRY(move_on_host(&d->stage[i], w, values, d->sent_slots.memory, unit_bytes, true,
                              TSR_TRAFFIC_COMBINE));
         if (i > 0) {
-            TSR_TRY(growing_on_host(d->options.device, &d->passing, (size_t)w->units * unit_bytes));
+            TSR_TRY(host_room(d->options.device, &d->passing, (size_t)w->units * unit_bytes));
             to = d->passing.memory;
         }
         pick_numbers(d, &d->stage[i], w, slots, d->sent_slots.memory, to);

@@ -81,8 +81,8 @@ tsr_status move_rows(tsr_dispatch *d, const stage *s, const way *w, const void *
                            TSR_COPY_ON_DEVICE, stream));
         return tsr_comm_exchange_on(s->rows, &what, stream);
     }
-    TSR_TRY(growing_on_host(device, &d->staged[0], out));
-    TSR_TRY(growing_on_host(device, &d->staged[1], in));
+    TSR_TRY(host_room(device, &d->staged[0], out));
+    TSR_TRY(host_room(device, &d->staged[1], in));
     TSR_TRY(stage_rows(d, from, d->staged[0].memory, out, TSR_COPY_DEVICE_TO_HOST, stream));
     TSR_TRY(tsr_stream_wait(stream));
     TSR_TRY(move_on_host(s, w, d->staged[0].memory, d->staged[1].memory, row, is_back, purpose));

@@ -1,0 +1,42 @@
+#include "runtime/growing.h"
+
+/* a quarter more than was asked for, so that slowly rising loads do not grow it each time */
+static size_t with_spare(size_t bytes)
+{
+    return bytes + bytes / 4 + 256;
+}
+
+tsr_status tsr_growing_device(tsr_device *device, tsr_mem_tag tag, size_t bytes, tsr_growing *block)
+{
+    if (block->memory != NULL && bytes <= block->room) {
+        return TSR_OK;
+    }
+    tsr_growing_free_device(device, block);
+    TSR_TRY(tsr_device_alloc(device, tag, with_spare(bytes), &block->memory));
+    block->room = with_spare(bytes);
+    return TSR_OK;
+}
+
+tsr_status tsr_growing_staging(tsr_device *device, tsr_mem_tag tag, size_t bytes,
+                               tsr_growing *block)
+{
+    if (block->memory != NULL && bytes <= block->room) {
+        return TSR_OK;
+    }
+    tsr_growing_free_staging(device, block);
+    TSR_TRY(tsr_device_alloc_staging(device, tag, with_spare(bytes), &block->memory));
+    block->room = with_spare(bytes);
+    return TSR_OK;
+}
+
+void tsr_growing_free_device(tsr_device *device, tsr_growing *block)
+{
+    tsr_device_free(device, block->memory);
+    *block = (tsr_growing){0};
+}
+
+void tsr_growing_free_staging(tsr_device *device, tsr_growing *block)
+{
+    tsr_device_free_staging(device, block->memory);
+    *block = (tsr_growing){0};
+}
