@@ -1,8 +1,9 @@
 # Collectives on the emulated GPU, over a fake NCCL, and that fake itself. The modules before the
-# archives that have what they leave undefined.
+# archives that have what they leave undefined. Label leaks: communicators end on purpose, and what
+# is dead leaks on purpose.
 if(TARGET tessera_nccl_emulated)
-  function(tsr_add_nccl_test name source)
-    tsr_add_mpi_test(${name} SOURCES ${source}
+  function(tsr_add_nccl_test name labels)
+    tsr_add_mpi_test(${name} SOURCES ${ARGN}
       LIBS tessera_nccl_emulated tessera_cuda_emulated tsr_optim tsr_collectives tsr_runtime
       RANKS 1 2 3 4)
     string(REPLACE "." "_" target "test_${name}")
@@ -10,10 +11,13 @@ if(TARGET tessera_nccl_emulated)
       ${CUDAToolkit_INCLUDE_DIRS} ${TSR_NCCL_INCLUDE})
     set_target_properties(${target} PROPERTIES ENABLE_EXPORTS ON)
     foreach(np 1 2 3 4)
-      set_tests_properties(${name}.np${np} PROPERTIES LABELS "mpi;emulated")
+      set_tests_properties(${name}.np${np} PROPERTIES LABELS "${labels}")
     endforeach()
   endfunction()
-  tsr_add_nccl_test(emulation.nccl emulation/test_fake_nccl.c)
-  tsr_add_nccl_test(cuda.comm cuda/test_cuda_comm.c)
-  tsr_add_nccl_test(cuda.optimizer cuda/test_cuda_optimizer.c)
+  tsr_add_nccl_test(emulation.nccl "mpi;emulated;leaks" emulation/test_fake_nccl.c)
+  tsr_add_nccl_test(cuda.comm "mpi;emulated" cuda/test_cuda_comm.c cuda/comm_fixture.c)
+  tsr_add_nccl_test(cuda.exchange "mpi;emulated" cuda/test_cuda_exchange.c cuda/comm_fixture.c)
+  tsr_add_nccl_test(cuda.comm_faults "mpi;emulated;leaks"
+    cuda/test_cuda_comm_faults.c cuda/comm_fixture.c)
+  tsr_add_nccl_test(cuda.optimizer "mpi;emulated" cuda/test_cuda_optimizer.c)
 endif()

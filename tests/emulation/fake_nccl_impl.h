@@ -40,9 +40,10 @@ struct ncclComm {
     int *world; /* [size] rank in MPI_COMM_WORLD */
     bool is_blocking, is_ready, is_aborted, is_over;
     ncclResult_t state;
-    int in_flight;    /* launches not finished: the last one frees a communicator that is over */
-    int64_t launches; /* so far */
-    launch *pending;  /* of a group whose end has returned ncclInProgress */
+    int in_flight; /* launches not finished: the last one frees a communicator that is over */
+    int64_t launches,
+        collectives; /* so far; ranks may differ in those of sends and receives alone */
+    launch *pending; /* of a group whose end has returned ncclInProgress */
     struct meeting *meeting;
 };
 

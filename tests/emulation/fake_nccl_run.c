@@ -10,7 +10,7 @@
 #include <time.h>
 
 typedef struct header {
-    int64_t launch; /* of collectives: number on the communicator */
+    int64_t launch, collectives; /* the sender's; the second must be the receiver's too */
     int32_t kind, type, root, unused;
     uint64_t count;
 } header;
@@ -27,8 +27,8 @@ typedef struct message {
 
 struct launch {
     ncclComm_t comm;
-    int64_t number;
-    double start_s; /* 0: the stream has not got here */
+    int64_t number, collectives; /* on the communicator, this one included */
+    double start_s;              /* 0: the stream has not got here */
     size_t call_count, out_count, in_count;
     call *calls;
     message *out, *in;
@@ -46,6 +46,10 @@ launch *launch_create(const call *calls, size_t count)
     }
     l->comm = calls[0].comm;
     l->number = ++l->comm->launches;
+    for (size_t i = 0; i < count; ++i) {
+        l->comm->collectives += calls[i].kind != CALL_SEND && calls[i].kind != CALL_RECV;
+    }
+    l->collectives = l->comm->collectives;
     ++l->comm->in_flight;
     l->calls = malloc(count * sizeof *calls);
     l->out = calloc(most, sizeof *l->out);
@@ -94,7 +98,8 @@ ncclResult_t launch_queue(launch *l)
 
 static bool post(launch *l, const call *c, int peer, const char *from, size_t bytes)
 {
-    const header head = {.launch = c->kind == CALL_SEND ? 0 : l->number,
+    const header head = {.launch = l->number,
+                         .collectives = l->collectives,
                          .kind = (int32_t)c->kind,
                          .type = (int32_t)c->type,
                          .root = c->kind == CALL_BROADCAST ? c->peer : 0,
@@ -202,8 +207,8 @@ static bool is_match(const launch *l, const message *m, const header *head, size
 
     return head->kind == (int32_t)(is_point ? CALL_SEND : c->kind) && head->count == c->count &&
            head->type == (int32_t)c->type && bytes == m->bytes &&
-           (is_point ||
-            (head->launch == l->number && head->root == (c->kind == CALL_BROADCAST ? c->peer : 0)));
+           (is_point || (head->collectives == l->collectives &&
+                         head->root == (c->kind == CALL_BROADCAST ? c->peer : 0)));
 }
 
 static ncclResult_t receive(launch *l, message *m, bool *moved)
