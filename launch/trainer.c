@@ -195,6 +195,7 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
     };
     TSR_TRY(tsr_optimizer_create(&s->optim, &t->weights, groups, &t->optimizer));
     t->flops_per_token = tsr_model_train_flops_per_token(&s->model, &t->table, s->data.seq_len);
+    tsr_traffic_read(t->bytes_before); /* what starting took is not the first step's */
     return TSR_OK;
 }
 
