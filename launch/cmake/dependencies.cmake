@@ -64,7 +64,7 @@ target_link_libraries(tsr_dep_dnnl INTERFACE dnnl)
 tsr_probe(MPI libopenmpi-dev
   "#include <mpi.h>\nint main(void) {return MPI_Initialized(&(int){0});}" LIBS MPI::MPI_C)
 tsr_probe(HDF5 libhdf5-openmpi-dev
-  "#include <hdf5.h>\nint main(void) {return H5open();}" LIBS tsr_dep_hdf5 MPI::MPI_C)
+  "#include <hdf5.h>\nint main(void) {return H5open();}" LIBS tsr_dep_hdf5)
 tsr_probe(oneDNN libdnnl-dev
   "#include <dnnl.h>\nint main(void) {return dnnl_version()==0;}" LIBS tsr_dep_dnnl)
 tsr_probe(hwloc libhwloc-dev
