@@ -155,8 +155,8 @@ void tsr_weights_destroy(tsr_weights *weights);
 void *tsr_weights_value(const tsr_weights *weights, int index);
 float *tsr_weights_gradient(const tsr_weights *weights, int index);
 
-/** Initial values of elements [first, first + count) of one whole parameter: a function of the seed,
- *  its name and the element's index only. Host memory. */
+/** Initial values of elements [first, first + count) of one whole parameter: a function of seed,
+ *  name and the element's index only. Host memory. */
 void tsr_param_init(const tsr_param *param, uint64_t seed, int64_t first, int64_t count,
                     float *out);
 

@@ -19,10 +19,11 @@ static void deal(int ep, bool in_turn, int32_t owner[OPTIM_LAYERS * OPTIM_EXPERT
 static bool open_mesh(optim_fixture *f, tsr_comm *comm, int ep, bool in_turn)
 {
     int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS];
+    const optim_options options = {
+        .device = "cpu:plain", .compute = TSR_BF16, .clip_norm = 8, .ep = ep, .owner = owner};
 
     deal(ep, in_turn, owner);
-    return optim_fixture_ok(
-        optim_fixture_open(f, comm, "cpu:plain", false, TSR_BF16, TSR_F32, 8, ep, owner));
+    return optim_fixture_ok(optim_fixture_open(f, comm, &options));
 }
 
 static bool view_of(optim_fixture *f, tsr_state_view *view)

@@ -41,28 +41,26 @@ tsr_status optim_fixture_table(tsr_model_config *model, tsr_param_table *table)
     return tsr_param_table_create(model, table);
 }
 
-/* Rank r of P holds what owner gives to part r % ep, as P / ep - 1 others do; ep = 0: everything. */
-tsr_status optim_fixture_open(optim_fixture *f, tsr_comm *comm, const char *device, bool is_far,
-                              tsr_dtype compute, tsr_dtype moments, double clip_norm, int ep,
-                              const int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS])
+tsr_status optim_fixture_open(optim_fixture *f, tsr_comm *comm, const optim_options *options)
 {
     tsr_comm *groups[TSR_GROUPS] = {comm, comm, comm};
-    const int part = ep > 0 ? tsr_comm_rank(comm) % ep : 0;
+    const int part = options->ep > 0 ? tsr_comm_rank(comm) % options->ep : 0;
     const tsr_param_table *table = &f->table;
     tsr_model_config model;
 
-    *f = (optim_fixture){.config = optim_fixture_config(moments, clip_norm), .comm = comm};
-    TSR_TRY(tsr_device_open(device, 1, &f->device));
-    f->device->is_host = !is_far;
+    *f = (optim_fixture){.config = optim_fixture_config(options->moments, options->clip_norm),
+                         .comm = comm};
+    TSR_TRY(tsr_device_open(options->device, 1, &f->device));
+    f->device->is_host = !options->is_far;
     TSR_TRY(tsr_stream_create(f->device, &f->stream));
     TSR_TRY(optim_fixture_table(&model, &f->table));
-    if (ep > 0) {
+    if (options->ep > 0) {
         TSR_TRY(tsr_comm_split(comm, part, tsr_comm_rank(comm), &f->replica));
-        TSR_TRY(tsr_param_table_share(&f->table, owner, part, &f->local));
+        TSR_TRY(tsr_param_table_share(&f->table, options->owner, part, &f->local));
         groups[TSR_GROUP_EXPERT] = f->replica;
         table = &f->local;
     }
-    TSR_TRY(tsr_weights_create(&model, table, f->device, compute, true, &f->weights));
+    TSR_TRY(tsr_weights_create(&model, table, f->device, options->compute, true, &f->weights));
     TSR_TRY(tsr_optimizer_create(&f->config, &f->weights, groups, &f->optimizer));
     return tsr_optimizer_init(f->optimizer, 5, f->stream);
 }

@@ -24,11 +24,17 @@ typedef struct optim_fixture {
 tsr_optim_config optim_fixture_config(tsr_dtype moments, double clip_norm);
 tsr_status optim_fixture_table(tsr_model_config *model, tsr_param_table *table);
 
-/** Rank r of P holds what owner gives to part r % ep, as P / ep - 1 others do; ep = 0: everything.
- *  is_far: the host may not touch the device's memory. Collective on comm. */
-tsr_status optim_fixture_open(optim_fixture *f, tsr_comm *comm, const char *device, bool is_far,
-                              tsr_dtype compute, tsr_dtype moments, double clip_norm, int ep,
-                              const int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS]);
+typedef struct optim_options {
+    const char *device;
+    bool is_far; /* the host may not touch the device's memory */
+    tsr_dtype compute, moments;
+    double clip_norm;
+    int ep;               /* rank r holds what owner gives to part r % ep; 0: everything */
+    const int32_t *owner; /* [OPTIM_LAYERS, OPTIM_EXPERTS] */
+} optim_options;
+
+/** Collective on comm. */
+tsr_status optim_fixture_open(optim_fixture *f, tsr_comm *comm, const optim_options *options);
 void optim_fixture_close(optim_fixture *f);
 
 /** Of the whole world, element `at` of the whole tensor: 1/2 to 1 in size, either sign. */

@@ -13,18 +13,30 @@ enum { STEPS = 4 };
 static tsr_status set_up(optim_fixture *f, tsr_comm *comm, const char *device, bool is_far,
                          tsr_dtype compute, tsr_dtype moments, double clip_norm)
 {
-    return optim_fixture_open(f, comm, device, is_far, compute, moments, clip_norm, 0, NULL);
+    const optim_options options = {.device = device,
+                                   .is_far = is_far,
+                                   .compute = compute,
+                                   .moments = moments,
+                                   .clip_norm = clip_norm};
+
+    return optim_fixture_open(f, comm, &options);
 }
 
 static bool ranks_equal_one(tsr_dtype compute, tsr_dtype moments, bool is_far, int ep,
                             const int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS])
 {
+    const optim_options options = {.device = "cpu:plain",
+                                   .is_far = is_far,
+                                   .compute = compute,
+                                   .moments = moments,
+                                   .clip_norm = 8,
+                                   .ep = ep,
+                                   .owner = owner};
     optim_fixture many = {0}, one = {0};
     tsr_comm *alone = NULL;
     double norm_many = 0, norm_one = 0;
     bool ok = optim_fixture_ok(tsr_comm_create_self(&alone)) &&
-              optim_fixture_ok(optim_fixture_open(&many, tsr_test_comm(), "cpu:plain", is_far,
-                                                  compute, moments, 8, ep, owner)) &&
+              optim_fixture_ok(optim_fixture_open(&many, tsr_test_comm(), &options)) &&
               optim_fixture_ok(set_up(&one, alone, "cpu:plain", false, compute, moments, 8));
 
     for (int64_t step = 1; ok && step <= STEPS; ++step) {
@@ -102,10 +114,10 @@ static double adamw_by_hand(double start, int param, int64_t at, bool has_decay)
 /*
  * With u = 2^-24 and t <= 4 steps, sizes in units where |g| is 1/2 to 1 (scaling cancels):
  * m and v carry t roundings each of at most 3 u, the corrections 1 - b^t up to 20 u (b2 = 0.95: the
- * error u of b^t over 0.05), the quotient, its root, the decay and optim_fixture_lr a few more: at most 100 u of
- * the update, which is at most 2 optim_fixture_lr; adding it to p costs u |p|, |p| <= 1.1.
+ * error u of b^t over 0.05), the quotient, its root, the decay and lr a few more: at most 100 u of
+ * the update, which is at most 2 lr; adding it to p costs u |p|, |p| <= 1.1.
  * bf16 moments: t more roundings of 2^-9 in m (relative to at most 1, where root v is at least 1/2:
- * 2 t 2^-9) and t/2 in root v: 2.5 t 2^-9 of an update of at most 2 optim_fixture_lr.
+ * 2 t 2^-9) and t/2 in root v: 2.5 t 2^-9 of an update of at most 2 lr.
  */
 static double tolerance(tsr_dtype moments)
 {
@@ -183,13 +195,13 @@ static void clipping_scales_the_gradient(void **state)
 
 static bool tiles(int ep, const int32_t owner[OPTIM_LAYERS * OPTIM_EXPERTS])
 {
+    const optim_options options = {.device = "cpu:plain", .ep = ep, .owner = owner};
     enum { MOST_ROWS = 256 };
     static uint64_t owners[64 * MOST_ROWS];
     optim_fixture f = {0};
     const tsr_state_slice *slices = NULL;
     int count = 0;
-    bool ok = optim_fixture_ok(optim_fixture_open(&f, tsr_test_comm(), "cpu:plain", false, TSR_F32,
-                                                  TSR_F32, 0, ep, owner)) &&
+    bool ok = optim_fixture_ok(optim_fixture_open(&f, tsr_test_comm(), &options)) &&
               tsr_optimizer_slices(f.optimizer, &slices, &count) == TSR_OK && f.table.count <= 64;
 
     memset(owners, 0, sizeof owners);
