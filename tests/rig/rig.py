@@ -2,7 +2,8 @@
 """A cluster on one machine: hosts and network planes in network namespaces, for real `mpirun` over them.
 
 Each host is a namespace with an own host name and one interface a plane: p0, p1, ...; each plane is a
-bridge in a namespace of its own, so that no frame can pass from one plane to another. Needs root.
+bridge, so that no frame can pass from one plane to another. What is sent from an address of one plane to
+an address of another takes a further interface, `cross`: its counters tell what crossed. Needs root.
 
 usage: rig.py run [--hosts N] [--planes P] [--slots S] [--rate 1gbit] -- PROGRAM WORDS...
            start it with S ranks on each host; bytes of each interface as JSON at the end
@@ -63,6 +64,10 @@ def remove_dead():
             call("ip", "netns", "del", name, check=False)
 
 
+def nic_of(network):
+    return "cross" if network == "x" else f"p{network}"
+
+
 class Rig:
     """Hosts NAME0, NAME1, ... and the namespace NAMEfabric with bridge bP and port hH_P a host and plane."""
 
@@ -92,20 +97,27 @@ class Rig:
 
     def _up(self):
         call("ip", "netns", "add", self.fabric)
-        for plane in range(self.planes):
-            call("ip", "-n", self.fabric, "link", "add", f"b{plane}", "type", "bridge")
-            call("ip", "-n", self.fabric, "link", "set", f"b{plane}", "up")
+        networks = [*range(self.planes), "x"]
+        for network in networks:
+            call("ip", "-n", self.fabric, "link", "add", f"b{network}", "type", "bridge")
+            call("ip", "-n", self.fabric, "link", "set", f"b{network}", "up")
         for number in range(self.hosts):
             host = self.host(number)
             call("ip", "netns", "add", host)
             call("ip", "-n", host, "link", "set", "lo", "up")
+            for network in networks:
+                port, nic = f"h{number}_{network}", nic_of(network)
+                call("ip", "-n", self.fabric, "link", "add", port, "type", "veth", "peer", "name", nic,
+                     "netns", host)
+                call("ip", "-n", self.fabric, "link", "set", port, "master", f"b{network}", "up")
+                call("ip", "-n", host, "link", "set", nic, "up")
+            call("ip", "-n", host, "route", "add", "10.77.0.0/16", "dev", "cross", "table", "77")
             for plane in range(self.planes):
-                port = f"h{number}_{plane}"
-                call("ip", "-n", self.fabric, "link", "add", port, "type", "veth", "peer", "name",
-                     f"p{plane}", "netns", host)
-                call("ip", "-n", self.fabric, "link", "set", port, "master", f"b{plane}", "up")
+                net = f"10.77.{plane}.0/24"
                 call("ip", "-n", host, "addr", "add", f"10.77.{plane}.{number + 1}/24", "dev", f"p{plane}")
-                call("ip", "-n", host, "link", "set", f"p{plane}", "up")
+                call("ip", "-n", host, "rule", "add", "priority", "10", "from", net, "to", net, "lookup", "main")
+                call("ip", "-n", host, "rule", "add", "priority", "20", "from", net, "to", "10.77.0.0/16",
+                     "lookup", "77")
 
     def down(self):
         for number in range(self.hosts):
@@ -129,13 +141,13 @@ class Rig:
                          "burst", "256kb", "latency", "50ms")
 
     def counters(self):
-        """{host: {interface: {"tx": bytes, "rx": bytes}}}"""
+        """{host: {interface: {"tx": bytes, "rx": bytes}}}; interfaces are p0, p1, ..., cross, lo."""
         found = {}
         for number in range(self.hosts):
             links = json.loads(call("ip", "-n", self.host(number), "-s", "-j", "link"))
             found[self.host(number)] = {
                 link["ifname"]: {way: link["stats64"][way]["bytes"] for way in ("tx", "rx")}
-                for link in links if re.fullmatch(r"p\d+|lo", link["ifname"])}
+                for link in links if re.fullmatch(r"p\d+|cross|lo", link["ifname"])}
         return found
 
     def set_plane(self, plane, is_up):
@@ -144,8 +156,8 @@ class Rig:
 
     def kill_host(self, number):
         """Power loss: first nothing leaves the host any more, then its processes end."""
-        for plane in range(self.planes):
-            call("ip", "-n", self.fabric, "link", "set", f"h{number}_{plane}", "down")
+        for network in [*range(self.planes), "x"]:
+            call("ip", "-n", self.fabric, "link", "set", f"h{number}_{network}", "down")
         self._kill_all(number)
 
     def command(self, words, hosts=None, slots=None):
