@@ -28,12 +28,12 @@ TSR_NODISCARD tsr_status tsr_holding_check(const tsr_holding *holding, int ranks
 /** What an all-gather moves, by all ranks together, in chunks; a reduce-scatter moves the same the
  *  other way. It is the least possible. */
 typedef struct tsr_sparse_volume {
-    int64_t copies;      /* held beyond the owner: each is received once */
-    int64_t relays;      /* received once more by a rank that does not hold it: where no holder of
+    int64_t copies;    /* held beyond the owner: each is received once */
+    int64_t relays;    /* received once more by a rank that does not hold it: where no holder of
                             another node is in the owner's plane, a rank that is takes it in */
-    int64_t crossings;   /* of copies and relays, between nodes: once for each other node */
-    int64_t cross_plane; /* of crossings, where a node has no rank in the owner's plane: 0 on a
-                            regular cluster */
+    int64_t crossings; /* of copies and relays, between nodes: once for each other node */
+    int64_t off_plane; /* of the nodes entered, those without a rank in the owner's plane: 0 on a
+                            regular cluster, where nothing goes across planes */
 } tsr_sparse_volume;
 
 /** Count it, without planning. seats [P]. Holding must be valid. */

@@ -52,7 +52,7 @@ static void count_node(const tsr_seat *seats, int ranks, const int32_t *holder, 
     }
     ++volume->crossings;
     volume->relays += has_plane && !holds_in_plane;
-    volume->cross_plane += !has_plane;
+    volume->off_plane += !has_plane;
 }
 
 tsr_sparse_volume tsr_sparse_count(const tsr_seat *seats, int ranks, const tsr_holding *holding)
