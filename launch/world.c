@@ -144,8 +144,8 @@ int world_stop(world *w, int exit_code)
     double worst = exit_code;
 
     /* a peer may have been lost on another communicator than the world's */
-    if (w->has_mpi &&
-        (w->comm == NULL || tsr_comm_is_dead(w->comm) || exit_code == EXIT_PEER_LOST)) {
+    if (w->has_mpi && (w->comm == NULL || w->must_abort || tsr_comm_is_dead(w->comm) ||
+                       exit_code == EXIT_PEER_LOST)) {
         (void)MPI_Abort(MPI_COMM_WORLD, exit_code != 0 ? exit_code : EXIT_PEER_LOST);
     }
     if (w->comm != NULL && tsr_comm_all_reduce_f64(w->comm, &worst, 1, TSR_REDUCE_MAX) != TSR_OK) {

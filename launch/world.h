@@ -11,6 +11,7 @@ enum { EXIT_DONE = 0, EXIT_RUN_FAILED = 1, EXIT_USAGE = 2, EXIT_BAD_DATA = 3, EX
 typedef struct world {
     tsr_comm *comm; /* all ranks; `self` when not started by mpirun or srun */
     bool has_mpi;
+    bool must_abort; /* others are in the middle of an exchange with this rank, which has failed */
     bool json;       /* --json: one object on stdout and nothing else there */
     network network; /* of this rank, chosen before MPI starts */
     FILE *people;    /* text for people: stdout on a terminal, else (and under mpirun) stderr */

@@ -2,6 +2,7 @@
 #ifndef TSR_PARALLEL_MOE_IMPL_H
 #define TSR_PARALLEL_MOE_IMPL_H
 
+#include "collectives/dispatch.h"
 #include "parallel/parallel.h"
 
 /* One of the two stacked matrices, [E,n,k]. */
@@ -18,9 +19,48 @@ typedef struct moe_layer {
     tsr_feed_forward shared;
     bool has_shared;
     int norm_param, gate_param;
-    int experts, top_k;
-    void *figures; /* staging memory: the last forward's figures, laid out as in saved */
+    int experts, top_k; /* E, K */
+    int places;         /* experts of this layer that are here; all E where they are not spread */
+    void *figures;      /* staging memory: the last forward's figures, laid out as in saved */
+    /* where experts are spread over ranks: */
+    tsr_moe_spread *spread;  /* borrowed; NULL: they are not */
+    tsr_dispatch_plan *plan; /* the last forward's way */
+    int32_t *lane_of;        /* [E] */
+    tsr_growing kept;        /* from forward to backward_weight: see moe_rows */
 } moe_layer;
+
+/* What the layers of a stage share: one works at a time. */
+struct tsr_moe_spread {
+    tsr_device *device; /* borrowed */
+    tsr_dispatch *dispatch;
+    const int32_t *owner; /* [L,E]; borrowed */
+    int experts, ranks;
+    tsr_growing scratch;      /* device: of moe_rows */
+    tsr_growing chosen;       /* staging: index and weight [T,K] as they come from the device */
+    tsr_growing lanes;        /* staging: i32 [T,K] */
+    tsr_growing numbers;      /* staging: f32 [T,K], come home */
+    tsr_growing unit_numbers; /* staging: f32 [U,K] */
+};
+
+/* Token copies that are computed here, as forward and backward of the experts see them. Units are
+ * the tokens themselves, or where experts are spread what dispatch has brought. */
+typedef struct moe_rows {
+    int64_t units, rows; /* U; R, or its bound */
+    const void *x;       /* [U,D] dtype */
+    const int64_t *offsets;
+    const int32_t *token_of, *row_of;
+    const float *row_weight;
+    void *gate_up;      /* [R,2F] dtype; its gradient after backward_input */
+    void *copies;       /* [R,D] dtype: of x, then expert outputs; backward: dx, then of x */
+    void *h;            /* [R,F] dtype */
+    void *dy;           /* [R,D] dtype */
+    void *dh;           /* [R,F] dtype */
+    float *drow_weight; /* [R] */
+    /* spread only: */
+    void *unit;     /* [U,D] dtype: of which a node or a token makes its sum */
+    float *sum;     /* [U,D] f32; unit itself if dtype is f32 */
+    float *numbers; /* [U,K] device memory */
+} moe_rows;
 
 /* What routing tells the host: [E] i64 counts, f64 sum of z^2, then [B,E] f32 balance and means. */
 typedef struct moe_figures {
@@ -45,8 +85,9 @@ typedef struct moe_saved {
     size_t shared_gate_up; /* [T,2Fs] dtype; likewise */
     size_t bytes;
 } moe_saved;
+/* Of what is here whatever the experts are: is_spread leaves out what lies in rows. */
 moe_saved moe_saved_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t batch,
-                           int64_t seq);
+                           int64_t seq, bool is_spread);
 
 /* Byte offsets in work. Forward needs the first four only. */
 typedef struct moe_work {
@@ -65,7 +106,7 @@ typedef struct moe_work {
     size_t bytes;
 } moe_work;
 moe_work moe_work_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t tokens,
-                         bool train);
+                         bool train, bool is_spread);
 
 /* Rows that T * K token copies take at most, each expert's share padded. */
 int64_t moe_max_rows(const tsr_model_config *config, int64_t tokens);
@@ -75,18 +116,44 @@ tsr_rmsnorm_args moe_norm_args(const moe_layer *self, const tsr_pass *pass, cons
                                const moe_saved *at, void *saved);
 tsr_route_args moe_route_args(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
                               void *saved);
-tsr_swiglu_args moe_swiglu_args(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
-                                void *saved, void *h);
+/* ---- moe_rows.c: the experts' part ---- */
 
-/* rows [R,D] = copies of x [T,D]. */
-tsr_status moe_permute(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
-                       void *saved, const void *x, bool from_f32, void *rows);
-/* out [T,D] = base + sum of each token's rows. */
-tsr_status moe_unpermute(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
-                         void *saved, const void *rows, const float *base, float *out);
+/* Those of a pass whose tokens are all here. work may be laid out for forward only. */
+moe_rows moe_rows_here(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
+                       void *saved, const moe_work *in, void *work);
+
+tsr_swiglu_args moe_swiglu_args(const moe_layer *self, const tsr_pass *pass, const moe_rows *r);
+/* to [R,D] = copies of units [U,D]. */
+tsr_status moe_permute(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                       const void *units, bool from_f32, void *to);
+/* out [U,D] = base + sum of each unit's copies. */
+tsr_status moe_unpermute(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                         const float *base, float *out);
 /* One of the three products of a stacked matrix. */
-tsr_status moe_grouped(const moe_layer *self, const tsr_pass *pass, const moe_matrix *matrix,
-                       tsr_grouped_pass which, const int64_t *offsets, void *x, void *y);
+tsr_status moe_grouped(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                       const moe_matrix *matrix, tsr_grouped_pass which, void *x, void *y);
+
+/* ---- moe_spread.c: experts on several ranks ---- */
+
+/* A layer's own part of it. */
+TSR_NODISCARD tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread);
+void moe_spread_close(moe_layer *self);
+
+/* Lanes and way of the tokens just routed, and rows of x at the experts. Collective. */
+TSR_NODISCARD tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass,
+                                             const moe_saved *at, void *saved, moe_rows *rows_out);
+/* The rows of the last moe_spread_dispatch(); no communication. */
+TSR_NODISCARD tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, moe_rows *rows_out);
+/* r->dy = copies of the gradients dh [T,D] of the outputs. Collective. */
+TSR_NODISCARD tsr_status moe_spread_gradients(moe_layer *self, const tsr_pass *pass,
+                                              const moe_rows *r, const float *dh);
+/* out [T,D] = base + the sums of what lies in r->copies. Collective. */
+TSR_NODISCARD tsr_status moe_spread_combine(moe_layer *self, const tsr_pass *pass,
+                                            const moe_rows *r, const float *base, float *out);
+/* dweight [T,K] from r->drow_weight. Collective. */
+TSR_NODISCARD tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass,
+                                            const moe_rows *r, float *dweight);
+
 /* The normed input in f32, which the gate reads: saved itself, or converted into work. */
 tsr_status moe_gate_input(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
                           void *saved, const moe_work *in, void *work, const float **x_out);

@@ -20,10 +20,11 @@ moe_figures moe_figures_layout(int64_t experts, int64_t batch)
 }
 
 moe_saved moe_saved_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t batch,
-                           int64_t seq)
+                           int64_t seq, bool is_spread)
 {
     const size_t element = tsr_dtype_bytes(dtype);
-    const int64_t t = batch * seq, r = moe_max_rows(config, t), e = config->num_experts;
+    const int64_t t = batch * seq, e = config->num_experts;
+    const int64_t r = is_spread ? 0 : moe_max_rows(config, t);
     const int64_t f = config->moe_intermediate_size, k = config->num_experts_per_tok;
     moe_saved at = {0};
 
@@ -45,10 +46,11 @@ moe_saved moe_saved_layout(const tsr_model_config *config, tsr_dtype dtype, int6
 }
 
 moe_work moe_work_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t tokens,
-                         bool train)
+                         bool train, bool is_spread)
 {
     const size_t element = tsr_dtype_bytes(dtype);
-    const int64_t t = tokens, r = moe_max_rows(config, t), d = config->hidden_size;
+    const int64_t t = tokens, r = is_spread ? 0 : moe_max_rows(config, t);
+    const int64_t d = config->hidden_size;
     const int64_t f = config->moe_intermediate_size, shared = f * config->n_shared_experts;
     moe_work at = {0};
 
@@ -73,13 +75,14 @@ moe_work moe_work_layout(const tsr_model_config *config, tsr_dtype dtype, int64_
     return at;
 }
 
-tsr_layer_bytes tsr_moe_layer_bytes(const tsr_layer_spec *spec)
+tsr_layer_bytes tsr_moe_layer_bytes(const tsr_layer_spec *spec, bool is_spread)
 {
     const int64_t tokens = spec->max_batch * spec->seq;
 
     return (tsr_layer_bytes){
-        .saved = moe_saved_layout(spec->config, spec->dtype, spec->max_batch, spec->seq).bytes,
-        .work = moe_work_layout(spec->config, spec->dtype, tokens, spec->train).bytes};
+        .saved = moe_saved_layout(spec->config, spec->dtype, spec->max_batch, spec->seq, is_spread)
+                     .bytes,
+        .work = moe_work_layout(spec->config, spec->dtype, tokens, spec->train, is_spread).bytes};
 }
 
 tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass, tsr_moe_stats *stats_out)
@@ -107,6 +110,7 @@ static void moe_destroy(tsr_layer *layer)
 {
     moe_layer *self = (moe_layer *)layer;
 
+    moe_spread_close(self);
     tsr_device_free_staging(self->device, self->figures);
     tsr_mem_free(self);
 }
@@ -119,11 +123,11 @@ static const tsr_layer_ops moe_ops = {
     .destroy = moe_destroy,
 };
 
-static moe_layer describe(const tsr_layer_spec *spec)
+static moe_layer describe(const tsr_layer_spec *spec, bool is_spread)
 {
     const tsr_model_config *c = spec->config;
     const tsr_param_table *table = spec->table;
-    const tsr_layer_bytes bytes = tsr_moe_layer_bytes(spec);
+    const tsr_layer_bytes bytes = tsr_moe_layer_bytes(spec, is_spread);
     const int64_t d = c->hidden_size, f = c->moe_intermediate_size;
     moe_layer self = {
         .base = {.ops = &moe_ops,
@@ -146,6 +150,7 @@ static moe_layer describe(const tsr_layer_spec *spec)
         .top_k = (int)c->num_experts_per_tok,
     };
 
+    self.places = (int)table->params[self.gate_up.param].shape[0];
     if (self.has_shared) {
         self.shared =
             tsr_feed_forward_of(spec, "mlp.shared_experts.", c->n_shared_experts * f, true);
@@ -153,15 +158,23 @@ static moe_layer describe(const tsr_layer_spec *spec)
     return self;
 }
 
+/* Rows that may come together here: with several ranks, all of theirs. */
+static int64_t most_rows(const tsr_layer_spec *spec, const tsr_moe_spread *spread)
+{
+    const int64_t rows = moe_max_rows(spec->config, spec->max_batch * spec->seq);
+    const int64_t all = rows * tsr_moe_spread_ranks(spread);
+
+    return all < INT32_MAX / TSR_ROW_ALIGN ? all : INT32_MAX / TSR_ROW_ALIGN * TSR_ROW_ALIGN;
+}
+
 static tsr_status reserve_grouped(const moe_layer *self, const tsr_layer_spec *spec,
-                                  const moe_matrix *matrix)
+                                  const moe_matrix *matrix, int64_t rows)
 {
     tsr_grouped_gemm_args args = {.pass = TSR_GROUPED_FORWARD,
-                                  .max_rows =
-                                      moe_max_rows(spec->config, spec->max_batch * spec->seq),
+                                  .max_rows = rows,
                                   .n = matrix->n,
                                   .k = matrix->k,
-                                  .experts = self->experts,
+                                  .experts = self->places,
                                   .dtype = spec->dtype};
 
     TSR_TRY(tsr_op_grouped_gemm_reserve(spec->device, &args));
@@ -176,11 +189,12 @@ static tsr_status reserve_grouped(const moe_layer *self, const tsr_layer_spec *s
     return tsr_op_grouped_gemm_reserve(spec->device, &args);
 }
 
-tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_layer **out)
+tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_moe_spread *spread, tsr_layer **out)
 {
-    moe_layer self = describe(spec);
+    moe_layer made = describe(spec, spread != NULL);
     const int64_t rows = moe_max_rows(spec->config, spec->max_batch * spec->seq);
-    const size_t figures = moe_figures_layout(self.experts, spec->max_batch).bytes;
+    const int64_t most = most_rows(spec, spread);
+    const size_t figures = moe_figures_layout(made.experts, spec->max_batch).bytes;
     tsr_status st = TSR_OK;
     void *block = NULL;
 
@@ -188,20 +202,24 @@ tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_layer **out)
         rows <= INT32_MAX, TSR_ERR_ARG,
         "%lld rows of token copies in a micro-batch, at most %d: make train.micro_batch smaller",
         (long long)rows, INT32_MAX);
-    TSR_TRY(tsr_linear_reserve(&self.gate, spec->device, spec->max_batch, spec->seq, spec->train));
-    TSR_TRY(reserve_grouped(&self, spec, &self.gate_up));
-    TSR_TRY(reserve_grouped(&self, spec, &self.down));
-    if (self.has_shared) {
-        TSR_TRY(tsr_feed_forward_reserve(&self.shared, spec));
+    TSR_TRY(tsr_linear_reserve(&made.gate, spec->device, spec->max_batch, spec->seq, spec->train));
+    TSR_TRY(reserve_grouped(&made, spec, &made.gate_up, most));
+    TSR_TRY(reserve_grouped(&made, spec, &made.down, most));
+    if (made.has_shared) {
+        TSR_TRY(tsr_feed_forward_reserve(&made.shared, spec));
     }
-    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof self, &block));
-    TSR_TRY_GOTO(tsr_device_alloc_staging(spec->device, TSR_MEM_OTHER, figures, &self.figures),
-                 err_free);
-    *(moe_layer *)block = self;
-    *out = block;
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof made, &block));
+    moe_layer *self = block;
+    *self = made;
+    TSR_TRY_GOTO(tsr_device_alloc_staging(spec->device, TSR_MEM_OTHER, figures, &self->figures),
+                 err_destroy);
+    if (spread != NULL) {
+        TSR_TRY_GOTO(moe_spread_open(self, spread), err_destroy);
+    }
+    *out = &self->base;
     return TSR_OK;
 
-err_free:
-    tsr_mem_free(block);
+err_destroy:
+    moe_destroy(&self->base);
     return st;
 }

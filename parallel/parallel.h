@@ -6,9 +6,10 @@
 #define TSR_PARALLEL_H
 
 #include "collectives/collectives.h"
-#include "parallel/topology.h"
+#include "parallel/cost_model.h"
 #include "parallel/loads.h"
 #include "parallel/placement.h"
+#include "parallel/topology.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -103,8 +104,13 @@ typedef struct tsr_moe_stats {
     double z_loss;       /* sum over tokens of logsumexp^2, without coefficient; 0 when that is 0 */
     const int64_t *counts; /* [E] assignments of the last forward; host, borrowed from the layer */
 } tsr_moe_stats;
-TSR_NODISCARD tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_layer **out);
-tsr_layer_bytes tsr_moe_layer_bytes(const tsr_layer_spec *spec);
+/** spread: what the layers of a stage share when their experts are on several ranks (borrowed); NULL:
+ *  all experts are here. With it forward and backward are collective on the expert group, and a
+ *  rank without sequences takes part with batch = 0. */
+typedef struct tsr_moe_spread tsr_moe_spread;
+TSR_NODISCARD tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_moe_spread *spread,
+                                              tsr_layer **out);
+tsr_layer_bytes tsr_moe_layer_bytes(const tsr_layer_spec *spec, bool is_spread);
 /** Host copies of the last forward's figures; waits for the stream. */
 TSR_NODISCARD tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass,
                                              tsr_moe_stats *stats_out);
@@ -122,7 +128,20 @@ typedef struct tsr_stage_options {
     int64_t micro_batch, seq_len;
     tsr_recompute recompute;
     bool train;
+    /* experts on several ranks; table is this rank's share of them: */
+    int expert_ranks;         /* ep; 0 or 1: all are here, and the rest is not read */
+    const tsr_group *experts; /* of those ranks; may be NULL for tsr_stage_bytes() */
+    const int32_t *owner;     /* [L,E] which of them has each expert */
+    tsr_dispatch_choice dispatch;
 } tsr_stage_options;
+
+/** What a stage's MoE layers share; options->experts must be there. Errors: TSR_ERR_ARG for a dispatch
+ *  that the group's nodes do not allow, TSR_ERR_NOMEM. */
+TSR_NODISCARD tsr_status tsr_moe_spread_create(const tsr_stage_options *options,
+                                               tsr_moe_spread **out);
+void tsr_moe_spread_destroy(tsr_moe_spread **spread_p);
+/** Ranks of the expert group; 1 for NULL. */
+int tsr_moe_spread_ranks(const tsr_moe_spread *spread);
 
 /** Sums over what a stage has run since they were last zeroed by the caller. */
 typedef struct tsr_stage_sums {
@@ -145,7 +164,9 @@ TSR_NODISCARD tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_
  *   sum(token losses) * loss_scale + sum(sequence aux losses) * sequence_scale
  * are written to the weights' gradients (accumulate: added).
  *
- * Shapes: tokens [batch, seq_len + 1] host memory; batch in [1, micro_batch].
+ * Shapes: tokens [batch, seq_len + 1] host memory; batch in [1, micro_batch], or 0 to take part in
+ *         the expert group's exchange without sequences (accumulate only).
+ * Collective: on the expert group, if there is one.
  * Errors: TSR_ERR_ARG, TSR_ERR_DEVICE. A loss that is not finite is no error: it shows in sums.
  */
 TSR_NODISCARD tsr_status tsr_stage_train(tsr_stage *stage, const int32_t *tokens, int64_t batch,

@@ -11,7 +11,7 @@ static tsr_status create_layers(tsr_stage *stage)
         TSR_TRY(tsr_attention_layer_create(&spec, &pair[0]));
         TSR_TRY(tsr_model_layer_is_dense(options->config, layer)
                     ? tsr_dense_layer_create(&spec, &pair[1])
-                    : tsr_moe_layer_create(&spec, &pair[1]));
+                    : tsr_moe_layer_create(&spec, stage->spread, &pair[1]));
     }
     const tsr_layer_spec head = stage_layer_spec(options, -1);
     return tsr_head_create(&head, &stage->head);
@@ -72,6 +72,9 @@ tsr_status tsr_stage_create(const tsr_stage_options *options, const tsr_weights 
     stage_plan_make(options, &stage->plan, stage->saved_at);
     TSR_TRY_GOTO(tsr_stream_create(options->device, &stage->stream), err_destroy);
     TSR_TRY_GOTO(create_memory(stage), err_destroy);
+    if (options->expert_ranks > 1) {
+        TSR_TRY_GOTO(tsr_moe_spread_create(options, &stage->spread), err_destroy);
+    }
     TSR_TRY_GOTO(create_layers(stage), err_destroy);
     *out = stage;
     return TSR_OK;
@@ -92,6 +95,7 @@ void tsr_stage_destroy(tsr_stage **stage_p)
          ++i) {
         tsr_layer_destroy(&stage->layers[i]);
     }
+    tsr_moe_spread_destroy(&stage->spread);
     tsr_head_destroy(&stage->head);
     tsr_rope_table_destroy(stage->options.device, &stage->rope);
     tsr_device_free(stage->options.device, stage->activations);

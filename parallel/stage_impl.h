@@ -38,8 +38,9 @@ struct tsr_stage {
     tsr_stage_options options; /* its pointers are borrowed */
     const tsr_weights *weights;
     stage_plan plan;
-    size_t *saved_at;   /* [2L] */
-    tsr_layer **layers; /* [2L] */
+    size_t *saved_at;       /* [2L] */
+    tsr_layer **layers;     /* [2L] */
+    tsr_moe_spread *spread; /* NULL: all experts are here */
     tsr_head *head;
     tsr_rope_table rope;
     tsr_stream *stream;

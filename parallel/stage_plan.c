@@ -24,8 +24,9 @@ static tsr_layer_bytes sublayer_bytes(const tsr_stage_options *options, int64_t 
     if (sublayer % 2 == 0) {
         return tsr_attention_layer_bytes(&spec);
     }
-    return tsr_model_layer_is_dense(options->config, spec.index) ? tsr_dense_layer_bytes(&spec)
-                                                                 : tsr_moe_layer_bytes(&spec);
+    return tsr_model_layer_is_dense(options->config, spec.index)
+               ? tsr_dense_layer_bytes(&spec)
+               : tsr_moe_layer_bytes(&spec, options->expert_ranks > 1);
 }
 
 /* Where each sublayer saves: all apart, one block's two parts apart, or all in one place. The whole

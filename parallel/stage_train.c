@@ -125,15 +125,45 @@ static tsr_status add_sums(tsr_stage *stage, const tsr_pass *pass, tsr_stage_sum
     return TSR_OK;
 }
 
+/* Take part in the MoE layers' exchange: their experts may be needed by others. */
+static tsr_status run_without_sequences(tsr_stage *stage, const tsr_pass *pass, stage_use use)
+{
+    const tsr_model_config *config = stage->options.config;
+    const bool again = stage->options.recompute == TSR_RECOMPUTE_BLOCK;
+
+    for (int64_t l = config->first_k_dense_replace; l < config->num_hidden_layers; ++l) {
+        TSR_TRY(forward_sublayer(stage, pass, use, 2 * l + 1));
+    }
+    for (int64_t l = config->num_hidden_layers - 1;
+         use == STAGE_KEEP && l >= config->first_k_dense_replace; --l) {
+        const int64_t i = 2 * l + 1;
+        tsr_layer *layer = stage->layers[i];
+        const float *h = stage_hidden(stage, use, i);
+        void *saved = stage_saved(stage, use, i), *work = stage_at(stage, stage->plan.work);
+
+        if (again) {
+            TSR_TRY(forward_sublayer(stage, pass, use, i));
+        }
+        TSR_TRY(layer->ops->backward_input(layer, pass, h, saved, work,
+                                           stage_at(stage, stage->plan.dh)));
+        TSR_TRY(layer->ops->backward_weight(layer, pass, h, saved, work));
+    }
+    return tsr_stream_wait(pass->stream);
+}
+
 static tsr_status run(tsr_stage *stage, const tsr_pass *pass, const int32_t *tokens, stage_use use,
                       tsr_stage_sums *sums)
 {
+    const bool may_be_empty = stage->spread != NULL && (use != STAGE_KEEP || pass->accumulate);
     float *dh = use == STAGE_KEEP ? stage_at(stage, stage->plan.dh) : NULL;
     const int64_t last = 2 * stage->options.config->num_hidden_layers;
 
-    TSR_CHECK(pass->batch >= 1 && pass->batch <= stage->options.micro_batch, TSR_ERR_ARG,
-              "%lld sequences, the stage takes 1 to %lld", (long long)pass->batch,
-              (long long)stage->options.micro_batch);
+    TSR_CHECK(pass->batch >= (may_be_empty ? 0 : 1) && pass->batch <= stage->options.micro_batch,
+              TSR_ERR_ARG, "%lld sequences, the stage takes %d to %lld", (long long)pass->batch,
+              may_be_empty ? 0 : 1, (long long)stage->options.micro_batch);
+    if (pass->batch == 0) {
+        return run_without_sequences(stage, pass, use);
+    }
     TSR_TRY(send_tokens(stage, pass, tokens));
     TSR_TRY(stage_forward(stage, pass, use));
     TSR_TRY(tsr_head_loss(stage->head, pass, stage_hidden(stage, use, last),

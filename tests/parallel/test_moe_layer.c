@@ -27,12 +27,18 @@ static void set_bias(layer_rig *r, int64_t expert, float value)
     r->base.weights.router_bias[expert] = value;
 }
 
+/* All experts on this rank. */
+static tsr_status create_alone(const tsr_layer_spec *spec, tsr_layer **out)
+{
+    return tsr_moe_layer_create(spec, NULL, out);
+}
+
 static void check_quotients(const tsr_model_config *config, int64_t batch, int64_t seq)
 {
     layer_rig r = {.extra = aux_losses};
     const char *name = NULL;
 
-    assert_ok(layer_rig_open(&r, "cpu:plain", config, TSR_F32, tsr_moe_layer_create, batch, seq));
+    assert_ok(layer_rig_open(&r, "cpu:plain", config, TSR_F32, create_alone, batch, seq));
     set_bias(&r, 1, 0.05f); /* read where the config has a bias only */
     const double worst = layer_rig_quotients(&r, moe_parts, 2, &name);
     if (!(worst <= 1.0)) {
@@ -121,7 +127,7 @@ static void one_expert_is_a_dense_layer(void **state)
     (void)state;
     c.num_experts = c.num_experts_per_tok = 1;
     c.intermediate_size = c.moe_intermediate_size;
-    assert_ok(layer_rig_open(&moe, "cpu:plain", &c, TSR_F32, tsr_moe_layer_create, 2, 5));
+    assert_ok(layer_rig_open(&moe, "cpu:plain", &c, TSR_F32, create_alone, 2, 5));
     c.first_k_dense_replace = 1;
     assert_ok(layer_rig_open(&dense, "cpu:plain", &c, TSR_F32, tsr_dense_layer_create, 2, 5));
     const int gate = tsr_param_find_in_layer(&dense.base.table, 0, "mlp.gate_proj.weight");
@@ -156,7 +162,7 @@ static void all_tokens_to_one_expert(void **state)
     c.num_experts_per_tok = 1;
     c.router_bias_update_rate = 1e-3;
     c.router_aux_loss_coef = 0.01;
-    assert_ok(layer_rig_open(&r, *state, &c, TSR_F32, tsr_moe_layer_create, 2, 7));
+    assert_ok(layer_rig_open(&r, *state, &c, TSR_F32, create_alone, 2, 7));
     set_bias(&r, 3, 100.0f);
     const int param = tsr_param_find_in_layer(&r.base.table, 0, "mlp.experts.gate_up_proj");
     float *gradient = tsr_weights_gradient(&r.base.weights, param);
@@ -193,7 +199,7 @@ static void no_token_for_one_expert(void **state)
     (void)state;
     c.router_bias_update_rate = 1e-3;
     c.router_aux_loss_coef = 1.0;
-    assert_ok(layer_rig_open(&r, "cpu:plain", &c, TSR_F32, tsr_moe_layer_create, 2, 7));
+    assert_ok(layer_rig_open(&r, "cpu:plain", &c, TSR_F32, create_alone, 2, 7));
     set_bias(&r, 0, -100.0f);
     assert_true(layer_rig_quotients(&r, moe_parts, 2, &name) <= 1.0);
     assert_ok(tsr_moe_layer_stats(r.layer, &r.pass, &stats));
@@ -214,7 +220,7 @@ static void stats_of_a_uniform_router(void **state)
     tsr_moe_stats stats = {0};
 
     c.router_z_loss_coef = 1e-3;
-    assert_ok(layer_rig_open(&r, *state, &c, TSR_F32, tsr_moe_layer_create, 3, 5));
+    assert_ok(layer_rig_open(&r, *state, &c, TSR_F32, create_alone, 3, 5));
     const int gate = tsr_param_find_in_layer(&r.base.table, 0, "mlp.gate.weight");
     memset(tsr_weights_value(&r.base.weights, gate), 0, 5 * 16 * sizeof(float));
     assert_ok(layer_rig_forward(&r));
@@ -239,7 +245,7 @@ static void too_many_rows_are_refused(void **state)
                                  .max_batch = 1,
                                  .seq = INT32_MAX / 2,
                                  .train = true};
-    assert_int_equal(tsr_moe_layer_create(&spec, &layer), TSR_ERR_ARG);
+    assert_int_equal(create_alone(&spec, &layer), TSR_ERR_ARG);
     assert_non_null(strstr(tsr_error_message(), "make train.micro_batch smaller"));
     rig_close(&r);
 }

@@ -1,0 +1,224 @@
+/* Experts on several ranks: lanes of the tokens, what is kept here for others, and the way home. */
+#include "parallel/moe_impl.h"
+
+#include <inttypes.h>
+
+tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_spread **out)
+{
+    const tsr_group *group = options->experts;
+    const bool in_stages = options->dispatch != TSR_DISPATCH_FLAT && group->host.rail != NULL;
+    const tsr_dispatch_options dispatch = {.device = options->device,
+                                           .all = group->host.all,
+                                           .flat = group->flat,
+                                           .node = in_stages ? group->host.node : NULL,
+                                           .rail = in_stages ? group->host.rail : NULL,
+                                           .flat_rows = group->host.rail == NULL ? group->device.all
+                                                                                 : group->flat,
+                                           .node_rows = group->device.node,
+                                           .rail_rows = group->device.rail,
+                                           .width = options->config->hidden_size,
+                                           .top_k = (int)options->config->num_experts_per_tok,
+                                           .dtype = options->dtype};
+    tsr_status st = TSR_OK;
+    void *block = NULL;
+
+    *out = NULL;
+    TSR_CHECK(
+        options->dispatch != TSR_DISPATCH_TWO_STAGE || in_stages, TSR_ERR_ARG,
+        "parallel.dispatch = two_stage needs an expert group over several nodes with the same "
+        "number of its ranks, more than one, and the same planes on each: set dispatch = auto");
+    TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof(tsr_moe_spread), &block));
+    tsr_moe_spread *spread = block;
+    spread->device = options->device;
+    spread->owner = options->owner;
+    spread->experts = (int)options->config->num_experts;
+    spread->ranks = tsr_comm_size(group->flat);
+    TSR_TRY_GOTO(tsr_dispatch_create(&dispatch, &spread->dispatch), err_free);
+    *out = spread;
+    return TSR_OK;
+
+err_free:
+    tsr_mem_free(block);
+    return st;
+}
+
+int tsr_moe_spread_ranks(const tsr_moe_spread *spread)
+{
+    return spread != NULL ? spread->ranks : 1;
+}
+
+void tsr_moe_spread_destroy(tsr_moe_spread **spread_p)
+{
+    tsr_moe_spread *spread = *spread_p;
+
+    if (spread == NULL) {
+        return;
+    }
+    tsr_growing_free_device(spread->device, &spread->scratch);
+    tsr_growing_free_staging(spread->device, &spread->chosen);
+    tsr_growing_free_staging(spread->device, &spread->lanes);
+    tsr_growing_free_staging(spread->device, &spread->numbers);
+    tsr_growing_free_staging(spread->device, &spread->unit_numbers);
+    tsr_dispatch_destroy(&spread->dispatch);
+    tsr_mem_free(spread);
+    *spread_p = NULL;
+}
+
+tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread)
+{
+    const int32_t *owner = spread->owner + (int64_t)self->base.index * self->experts;
+    void *block = NULL;
+
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, self->experts, sizeof(int32_t), &block));
+    self->spread = spread;
+    self->lane_of = block;
+    for (int e = 0; e < self->experts; ++e) {
+        int place = 0; /* a rank holds its experts in ascending order */
+
+        for (int before = 0; before < e; ++before) {
+            place += owner[before] == owner[e];
+        }
+        self->lane_of[e] = tsr_lane(owner[e], place);
+    }
+    return tsr_dispatch_plan_create(spread->dispatch, &self->plan);
+}
+
+void moe_spread_close(moe_layer *self)
+{
+    tsr_dispatch_plan_destroy(&self->plan);
+    tsr_growing_free_device(self->device, &self->kept);
+    tsr_mem_free(self->lane_of);
+}
+
+/* The gate's choice where the host can read it. */
+static tsr_status fetch_choice(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,
+                               void *saved, const int32_t **index, const float **weight)
+{
+    const int64_t count = tsr_pass_tokens(pass) * self->top_k;
+    const size_t bytes = (size_t)count * sizeof(int32_t);
+    tsr_growing *chosen = &self->spread->chosen;
+
+    *index = tsr_place_at(saved, at->index);
+    *weight = tsr_place_at(saved, at->weight);
+    if (!tsr_device_is_host(self->device) && count > 0) {
+        TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, 2 * bytes, chosen));
+        TSR_TRY(tsr_device_copy(self->device, chosen->memory, *index, bytes,
+                                TSR_COPY_DEVICE_TO_HOST, pass->stream));
+        TSR_TRY(tsr_device_copy(self->device, tsr_place_at(chosen->memory, bytes), *weight, bytes,
+                                TSR_COPY_DEVICE_TO_HOST, pass->stream));
+        *index = chosen->memory;
+        *weight = tsr_place_at(chosen->memory, bytes);
+    }
+    return tsr_stream_wait(pass->stream);
+}
+
+tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, moe_rows *rows_out)
+{
+    const tsr_dispatch_view v = tsr_dispatch_plan_view(self->plan);
+    const size_t element = tsr_dtype_bytes(pass->dtype);
+    const int64_t d = self->base.config->hidden_size, f = self->down.k;
+    const int64_t u = v.units, rows = v.rows;
+    size_t kept = 0, scratch = 0;
+
+    const size_t x = tsr_place(&kept, u * d, element);
+    const size_t gate_up = tsr_place(&kept, rows * 2 * f, element);
+    const size_t copies = tsr_place(&scratch, rows * d, element);
+    const size_t h = tsr_place(&scratch, rows * f, element);
+    const size_t dy = tsr_place(&scratch, rows * d, element);
+    const size_t dh = tsr_place(&scratch, rows * f, element);
+    const size_t drow_weight = tsr_place(&scratch, rows, sizeof(float));
+    const size_t unit = tsr_place(&scratch, u * d, element);
+    const size_t sum = pass->dtype == TSR_F32 ? unit : tsr_place(&scratch, u * d, sizeof(float));
+    const size_t numbers = tsr_place(&scratch, u * self->top_k, sizeof(float));
+    void *base = NULL, *shared = NULL;
+
+    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_ACTIVATIONS, kept, &self->kept));
+    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_WORKSPACE, scratch, &self->spread->scratch));
+    base = self->kept.memory;
+    shared = self->spread->scratch.memory;
+    *rows_out = (moe_rows){.units = u,
+                           .rows = rows,
+                           .x = tsr_place_at(base, x),
+                           .offsets = v.offsets,
+                           .token_of = v.token_of,
+                           .row_of = v.row_of,
+                           .row_weight = v.row_weight,
+                           .gate_up = tsr_place_at(base, gate_up),
+                           .copies = tsr_place_at(shared, copies),
+                           .h = tsr_place_at(shared, h),
+                           .dy = tsr_place_at(shared, dy),
+                           .dh = tsr_place_at(shared, dh),
+                           .drow_weight = tsr_place_at(shared, drow_weight),
+                           .unit = tsr_place_at(shared, unit),
+                           .sum = tsr_place_at(shared, sum),
+                           .numbers = tsr_place_at(shared, numbers)};
+    return TSR_OK;
+}
+
+tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass, const moe_saved *at,
+                               void *saved, moe_rows *rows_out)
+{
+    tsr_moe_spread *spread = self->spread;
+    const int64_t tokens = tsr_pass_tokens(pass), count = tokens * self->top_k;
+    const int32_t *index = NULL;
+    const float *weight = NULL;
+
+    TSR_TRY(fetch_choice(self, pass, at, saved, &index, &weight));
+    TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, (size_t)count * sizeof(int32_t),
+                                &spread->lanes));
+    int32_t *lanes = spread->lanes.memory;
+    for (int64_t i = 0; i < count; ++i) {
+        lanes[i] = self->lane_of[index[i]];
+    }
+    TSR_TRY(tsr_dispatch_make(spread->dispatch, self->plan, lanes, weight, tokens, self->places,
+                              pass->stream));
+    TSR_TRY(moe_spread_rows(self, pass, rows_out));
+    return tsr_dispatch_rows(spread->dispatch, self->plan, tsr_place_at(saved, at->x), false,
+                             (void *)(uintptr_t)rows_out->x, pass->stream);
+}
+
+tsr_status moe_spread_gradients(moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                                const float *dh)
+{
+    TSR_TRY(tsr_dispatch_rows(self->spread->dispatch, self->plan, dh, true, r->unit, pass->stream));
+    return moe_permute(self, pass, r, r->unit, false, r->dy);
+}
+
+tsr_status moe_spread_combine(moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                              const float *base, float *out)
+{
+    TSR_TRY(moe_unpermute(self, pass, r, NULL, r->sum));
+    if (pass->dtype != TSR_F32) {
+        TSR_TRY(tsr_op_convert(pass->device, r->sum, TSR_F32, r->unit, pass->dtype,
+                               r->units * self->base.config->hidden_size, pass->stream));
+    }
+    return tsr_dispatch_combine(self->spread->dispatch, self->plan, r->unit, base, out,
+                                pass->stream);
+}
+
+tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                              float *dweight)
+{
+    tsr_moe_spread *spread = self->spread;
+    const int64_t units = r->units * self->top_k;
+    const size_t unit_bytes = (size_t)units * sizeof(float);
+    const size_t bytes = (size_t)(tsr_pass_tokens(pass) * self->top_k) * sizeof(float);
+
+    TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, unit_bytes, &spread->unit_numbers));
+    TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, bytes, &spread->numbers));
+    TSR_TRY(tsr_op_gather_f32(pass->device, r->drow_weight, r->row_of, units, r->numbers,
+                              pass->stream));
+    if (units > 0) {
+        TSR_TRY(tsr_device_copy(self->device, spread->unit_numbers.memory, r->numbers, unit_bytes,
+                                TSR_COPY_DEVICE_TO_HOST, pass->stream));
+    }
+    TSR_TRY(tsr_stream_wait(pass->stream));
+    TSR_TRY(tsr_dispatch_return(spread->dispatch, self->plan, spread->unit_numbers.memory,
+                                spread->numbers.memory));
+    if (bytes == 0) {
+        return TSR_OK;
+    }
+    /* the staging memory is next written in another layer's turn, after a wait */
+    return tsr_device_copy(self->device, dweight, spread->numbers.memory, bytes,
+                           TSR_COPY_HOST_TO_DEVICE, pass->stream);
+}
