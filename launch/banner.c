@@ -46,8 +46,11 @@ static void mesh_text(const settings *s, const tsr_mesh *mesh, char out[160])
                        mesh->world.host.rail != NULL ? ", along planes" : "");
     }
     if (mesh->ep > 1) {
-        (void)snprintf(out + at, 160 - (size_t)at, ", %lld%s of %lld experts each", (long long)each,
-                       experts % mesh->ep > 0 ? " or one more" : "", (long long)experts);
+        at += snprintf(out + at, 160 - (size_t)at, ", %lld", (long long)each);
+        if (experts % mesh->ep > 0) {
+            at += snprintf(out + at, 160 - (size_t)at, " or %lld", (long long)each + 1);
+        }
+        (void)snprintf(out + at, 160 - (size_t)at, " of %lld experts each", (long long)experts);
     }
 }
 
