@@ -59,8 +59,9 @@ TSR_NODISCARD tsr_status tsr_placement_find(const char *name, tsr_placement_poli
 /** Seconds; all zero: balance is all that counts, and copies cost nothing. */
 typedef struct tsr_plan_costs {
     double token_s; /* one token through one expert, forward */
-    double row_s;   /* its row from one rank to another */
+    double row_s;   /* one row less to send to another rank */
     double copy_s;  /* one expert's weights to a rank, with nothing to hide it */
+    double trips;   /* of its weights in a step, gradients included, as many times the bytes */
 } tsr_plan_costs;
 
 typedef struct tsr_plan_options {
@@ -70,7 +71,8 @@ typedef struct tsr_plan_options {
     int slots;           /* m: room for copies on a rank */
     int spill_slots;     /* of them, kept for tsr_plan_spill() */
     int budget;          /* t: copies that come to a rank unnoticed */
-    int node_budget;     /* experts that come to a node from others unnoticed (quota) */
+    int node_budget;     /* experts that come to a node from others unnoticed (quota: more come
+                            where the rows that need not leave the node are dearer) */
     double target;       /* max/mean load from which a spill is worth a look: >= 1 */
     bool calibrates;     /* fssdp: look again after the gate */
     tsr_plan_costs costs;

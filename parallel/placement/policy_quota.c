@@ -49,16 +49,28 @@ static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
     }
 }
 
+/* Does it pay to bring e into one more node, even if nothing hides its way? Its rows come and go
+ * twice in a step; the node has its part of them. */
+static bool import_pays(const tsr_planner *p, int64_t tokens)
+{
+    const tsr_plan_costs *c = &p->options.costs;
+
+    return 4.0 * c->row_s * (double)tokens / p->nodes > c->trips * c->copy_s && c->row_s > 0.0;
+}
+
 /* The node's slots that are left: experts that it does not hold, so that tokens need not leave it,
  * then on each rank those that the node holds. The hottest first. */
 static void fill_node(tsr_planner *p, const int64_t *predicted, int n)
 {
     const int begin = p->node_begin[n], end = p->node_begin[n + 1];
 
-    for (int i = 0; i < p->options.experts && p->imports[n] < p->options.node_budget; ++i) {
+    for (int i = 0; i < p->options.experts; ++i) {
         const int e = p->order[i];
         int best = begin;
 
+        if (p->imports[n] >= p->options.node_budget && !import_pays(p, predicted[e])) {
+            break; /* later ones are no hotter */
+        }
         for (int r = begin; r < end; ++r) {
             best = p->copies[r] < p->copies[best] ? r : best;
         }
