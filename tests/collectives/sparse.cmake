@@ -4,6 +4,9 @@ tsr_add_unit_test(collectives.worker
 tsr_add_mpi_test(collectives.sparse
   SOURCES collectives/test_sparse.c
   RANKS 1 2 3 4 5 8)
+if(COMMAND tsr_add_nccl_test)
+  tsr_add_nccl_test(collectives.sparse_nccl "mpi;emulated" collectives/test_sparse_nccl.c)
+endif()
 
 add_executable(test_collectives_sparse_lost collectives/sparse_lost.c)
 target_link_libraries(test_collectives_sparse_lost PRIVATE tsr_flags tsr_collectives MPI::MPI_C)
