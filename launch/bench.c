@@ -13,6 +13,15 @@ static const cli_option bench_options[] = {
     {"rounds", "N", "ops: timed rounds of each case (20)"},
     {"only", "PREFIX", "ops: the cases whose names begin so"},
     {"toy", NULL, "ops: small sizes, to see that all works"},
+    {"load", "SHAPE", "imbalance: even, zipf:S, maxmean:R, hot:R@PERIOD or trace:FILE (zipf:0.8)"},
+    {"policy", "NAME", "imbalance: ep, shadow, swap, eplb, fssdp, quota or all (all)"},
+    {"modelled", NULL, "imbalance: by the cost model, for clusters that are not here"},
+    {"ranks", "N,...", "imbalance: GPUs, whole nodes (32)"},
+    {"cluster", "NAME", "imbalance: v100, a100 or h100 (h100)"},
+    {"model", "NAME", "imbalance: gpt-moe-s, gpt-moe-l, bert-moe, bert-moe-deep, fine, large (fine)"},
+    {"experts", "N", "imbalance: of a layer (the model's)"},
+    {"slots", "N", "imbalance: copies a rank has room for (one more than fit under attention, <= 9)"},
+    {"rematerialize", NULL, "imbalance: copies are dropped after forward and come again"},
     {"json", NULL, "print one JSON object on stdout"},
     {NULL, NULL, NULL},
 };
@@ -39,19 +48,23 @@ static int run_bench(const cli_values *values, world *w)
         st = bench_step(values, w);
     } else if (strcmp(what, "ops") == 0) {
         st = bench_ops(values, w);
+    } else if (strcmp(what, "imbalance") == 0) {
+        st = bench_imbalance(values, w);
     } else {
-        st = TSR_FAIL(TSR_ERR_ARG, "bench %s: must be step or ops", what);
+        st = TSR_FAIL(TSR_ERR_ARG, "bench %s: must be step, ops or imbalance", what);
     }
     return st == TSR_OK ? EXIT_DONE : world_fail(w, st);
 }
 
 const cli_command cli_bench = {
     .name = "bench",
-    .arguments = "step RUN.ini [--steps N] | ops",
-    .summary = "Time training steps on random tokens, or single operators.",
+    .arguments = "step RUN.ini [--steps N] | ops | imbalance --modelled",
+    .summary = "Time training steps on random tokens, or single operators; compare placements.",
     .details =
         "step needs no data and writes no files. ops checks each operator against its plain twin\n"
-        "first, then reports its rate and its share of the bound measured in the same run.\n",
+        "first, then reports its rate and its share of the bound measured in the same run.\n"
+        "imbalance sets policies of expert placement against plain expert parallelism (ep) and\n"
+        "against loads that are even.\n",
     .min_positional = 1,
     .max_positional = 2,
     .options = bench_options,

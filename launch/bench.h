@@ -11,6 +11,9 @@ TSR_NODISCARD tsr_status bench_step(const cli_values *values, world *w);
 /** Hot operators of the device against their plain twins, then timed. */
 TSR_NODISCARD tsr_status bench_ops(const cli_values *values, world *w);
 
+/** Policies of expert placement under uneven loads. */
+TSR_NODISCARD tsr_status bench_imbalance(const cli_values *values, world *w);
+
 /** Median of count values; sorts them. */
 double bench_median(double *values, int count);
 

@@ -20,7 +20,7 @@ typedef struct cli_option {
 typedef struct cli_values {
     const char *positional[4];
     int positional_count;
-    const char *option[16]; /* by place in the command's table; "" for a switch */
+    const char *option[32]; /* by place in the command's table; "" for a switch */
     const char *set[CLI_MAX_REPEAT];
     int set_count;
 } cli_values;
