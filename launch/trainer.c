@@ -1,28 +1,12 @@
-#include "launch/trainer.h"
+#include "launch/trainer_impl.h"
 
 #include "launch/devices.h"
 #include "launch/peak.h"
 
 #include <string.h>
 
-/* What a step sums over ranks in its one exchange, in this order; then a peak-memory slot a rank,
- * then the expert counts [L,E]. */
-enum {
-    SUM_LOSS,
-    SUM_AUX,
-    SUM_TOKENS,
-    SUM_SEQUENCES,
-    SUM_GRAD_SQUARES,
-    SUM_FAILED,
-    SUM_STOP,
-    SUM_WRITTEN,
-    SUM_WRITE_FAILED,
-    SUM_BYTES, /* [TSR_TRAFFICS, TSR_LINKS] */
-    SUM_SLOTS = SUM_BYTES + TSR_TRAFFICS * TSR_LINKS
-};
-
 static tsr_stage_options stage_options(const settings *s, const tsr_param_table *table,
-                                       tsr_device *device, int64_t micro_batch)
+                                       tsr_device *device, int64_t micro_batch, int expert_ranks)
 {
     return (tsr_stage_options){
         .config = &s->model,
@@ -33,6 +17,8 @@ static tsr_stage_options stage_options(const settings *s, const tsr_param_table 
         .seq_len = s->data.seq_len,
         .recompute = (tsr_recompute)s->train.recompute,
         .train = true,
+        .expert_ranks = expert_ranks,
+        .dispatch = (tsr_dispatch_choice)s->parallel.dispatch,
     };
 }
 
@@ -41,6 +27,16 @@ static int64_t micro_batch_of(const settings *s, int ranks, int rank, int64_t *b
     tsr_batch_share(s->train.global_batch, ranks, rank, begin, end);
     const int64_t share = *end - *begin;
     return s->train.micro_batch > 0 && s->train.micro_batch < share ? s->train.micro_batch : share;
+}
+
+int64_t trainer_passes(const trainer *t, int64_t sequences)
+{
+    const int ranks = t->mesh.dp * t->mesh.ep;
+    int64_t begin = 0, end = 0;
+    const int64_t smallest = micro_batch_of(t->s, ranks, ranks - 1, &begin, &end);
+
+    tsr_batch_share(sequences, ranks, 0, &begin, &end);
+    return (end - begin + smallest - 1) / smallest;
 }
 
 /* The whole table, who holds which experts, and what expert rank `part` holds. */
@@ -78,7 +74,7 @@ tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh, trainer_pla
     TSR_TRY_GOTO(make_tables(s, mesh->ep, 0, &table, &owner, &local), done);
     TSR_TRY_GOTO(tsr_device_open("cpu", 1, &device), done);
     const int64_t micro = micro_batch_of(s, mesh->dp * mesh->ep, 0, &begin, &end);
-    const tsr_stage_options options = stage_options(s, &local, device, micro);
+    const tsr_stage_options options = stage_options(s, &local, device, micro, mesh->ep);
     TSR_TRY_GOTO(tsr_stage_bytes(&options, &plan.activations), done);
     for (int g = 0; g < TSR_GROUPS; ++g) {
         const size_t elements = (size_t)local.group_elements[g];
@@ -110,17 +106,26 @@ static tsr_status create_local(trainer *t, int threads)
     TSR_TRY(tsr_weights_create(&s->model, &t->local, t->device, t->dtype, true, &t->weights));
     t->micro_batch =
         micro_batch_of(s, mesh->dp * mesh->ep, position, &t->share_begin, &t->share_end);
-    const tsr_stage_options options = stage_options(s, &t->local, t->device, t->micro_batch);
-    TSR_TRY(tsr_stage_create(&options, &t->weights, &t->stage));
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_DATA, t->micro_batch * (s->data.seq_len + 1),
                                 sizeof *t->tokens, (void **)&t->tokens));
     if (t->weights.router_bias != NULL) {
         TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, t->weights.layers * t->weights.experts,
                                     sizeof *t->router_bias, (void **)&t->router_bias));
     }
-    t->totals_count = SUM_SLOTS + tsr_comm_size(t->comm) + t->weights.layers * t->weights.experts;
+    t->totals_count = trainer_totals_count(t);
     return tsr_mem_alloc_array(TSR_MEM_OTHER, t->totals_count, sizeof *t->totals,
                                (void **)&t->totals);
+}
+
+/* Once the groups' communicators are there; local too. */
+static tsr_status create_stage(trainer *t)
+{
+    tsr_stage_options options =
+        stage_options(t->s, &t->local, t->device, t->micro_batch, t->mesh.ep);
+
+    options.experts = &t->mesh.expert;
+    options.owner = t->owner;
+    return tsr_stage_create(&options, &t->weights, &t->stage);
 }
 
 /* GPUs of one rank each talk by NCCL; ranks that share one have to ask for mpi. Collective. */
@@ -145,13 +150,10 @@ static tsr_status check_mesh(const settings *s, const tsr_mesh *mesh)
     TSR_CHECK(mesh->ep == 1 || tsr_model_moe_layers(&s->model) > 0, TSR_ERR_ARG,
               "parallel.ep = %d, but the model has no experts to spread: set parallel.ep = 1",
               mesh->ep);
-    TSR_CHECK(mesh->ep == 1, TSR_ERR_UNSUPPORTED,
-              "parallel.ep = %d: expert parallelism is not built yet, set parallel.ep = 1",
-              mesh->ep);
     if (s->model.num_experts < mesh->ep && tsr_comm_rank(mesh->world.flat) == 0) {
         tsr_log(TSR_LOG_WARN,
-                "parallel.ep = %d, but the model has %lld experts: %lld ranks of each expert "
-                "group hold none",
+                "parallel.ep = %d, but the model has %lld experts: of each expert group's ranks "
+                "%lld hold none",
                 mesh->ep, (long long)s->model.num_experts,
                 (long long)(mesh->ep - s->model.num_experts));
     }
@@ -188,6 +190,7 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
     }
     TSR_TRY(tsr_comm_agree(t->comm, create_local(t, threads)));
     TSR_TRY(use_nccl_if_wanted(t));
+    TSR_TRY(tsr_comm_agree(t->comm, create_stage(t)));
     tsr_comm *const groups[TSR_GROUPS] = {
         [TSR_GROUP_FLOAT] = t->mesh.dense.device.all,
         [TSR_GROUP_DENSE] = t->mesh.dense.device.all,
@@ -246,7 +249,7 @@ tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *vie
     return TSR_OK;
 }
 
-static tsr_status send_router_bias(trainer *t)
+tsr_status trainer_send_router_bias(trainer *t)
 {
     const size_t bytes = (size_t)(t->weights.layers * t->weights.experts) * sizeof *t->router_bias;
 
@@ -260,220 +263,7 @@ tsr_status trainer_restore(trainer *t, const tsr_state_view *view)
     t->tokens_seen = view->tokens;
     t->data_position = view->data_position;
     if (t->router_bias != NULL) {
-        TSR_TRY(send_router_bias(t));
+        TSR_TRY(trainer_send_router_bias(t));
     }
     return tsr_optimizer_refresh(t->optimizer, t->stream);
-}
-
-/* ---- one step ------------------------------------------------------------------------------- */
-
-static tsr_status run_micro_batches(trainer *t, trainer_source *source, void *context,
-                                    double *counts, tsr_stage_sums *sums)
-{
-    const int64_t row = t->s->data.seq_len + 1, global = t->s->train.global_batch;
-    const float loss_scale = (float)(1.0 / ((double)global * (double)t->s->data.seq_len));
-
-    sums->counts = counts;
-    for (int64_t i = t->share_begin; i < t->share_end; i += t->micro_batch) {
-        const int64_t left = t->share_end - i;
-        const int64_t batch = left < t->micro_batch ? left : t->micro_batch;
-
-        for (int64_t j = 0; j < batch; ++j) {
-            TSR_TRY(source(context, t->data_position + i + j, t->tokens + j * row));
-        }
-        TSR_TRY(tsr_stage_train(t->stage, t->tokens, batch, i > t->share_begin, loss_scale,
-                                1.0f / (float)global, sums));
-    }
-    return TSR_OK;
-}
-
-/* Largest load over mean load, of the layer where that is worst. */
-static void find_imbalance(const double *counts, int64_t layers, int64_t experts,
-                           step_result *result)
-{
-    for (int64_t l = 0; l < layers; ++l) {
-        double most = 0.0, all = 0.0;
-
-        for (int64_t e = 0; e < experts; ++e) {
-            const double count = counts[l * experts + e];
-            most = count > most ? count : most;
-            all += count;
-        }
-        const double ratio = all > 0.0 ? most * (double)experts / all : 0.0;
-        if (ratio > result->expert_max_over_mean) {
-            result->expert_max_over_mean = ratio;
-            result->worst_layer = (int)l;
-        }
-    }
-}
-
-static void read_totals(trainer *t, step_result *result)
-{
-    const double *sum = t->totals;
-    const int ranks = tsr_comm_size(t->comm);
-
-    result->loss = sum[SUM_LOSS] / sum[SUM_TOKENS];
-    result->aux_loss = sum[SUM_AUX] / sum[SUM_SEQUENCES];
-    result->tokens = (int64_t)sum[SUM_TOKENS];
-    result->stop_wanted = (int)sum[SUM_STOP];
-    result->checkpoint_written = (int)sum[SUM_WRITTEN];
-    result->checkpoint_failed = (int)sum[SUM_WRITE_FAILED];
-    memcpy(result->bytes, sum + SUM_BYTES, sizeof result->bytes);
-    for (int r = 0; r < ranks; ++r) {
-        result->mem_bytes =
-            sum[SUM_SLOTS + r] > result->mem_bytes ? sum[SUM_SLOTS + r] : result->mem_bytes;
-    }
-    find_imbalance(sum + SUM_SLOTS + ranks, t->weights.layers, t->weights.experts, result);
-}
-
-/* The step's one exchange: sums, flags and counters of all ranks. */
-static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const step_flags *flags,
-                                  tsr_status local, double squares)
-{
-    double *sum = t->totals;
-    int64_t bytes[TSR_TRAFFICS][TSR_LINKS];
-
-    sum[SUM_LOSS] = sums->loss;
-    sum[SUM_AUX] = sums->aux_loss;
-    sum[SUM_TOKENS] = (double)sums->tokens;
-    sum[SUM_SEQUENCES] = (double)sums->sequences;
-    sum[SUM_GRAD_SQUARES] = squares;
-    sum[SUM_FAILED] = local != TSR_OK;
-    sum[SUM_STOP] = flags->wants_stop;
-    sum[SUM_WRITTEN] = flags->checkpoint == TSR_CKPT_WRITTEN;
-    sum[SUM_WRITE_FAILED] = flags->checkpoint == TSR_CKPT_FAILED;
-    tsr_traffic_read(bytes);
-    for (int i = 0; i < TSR_TRAFFICS * TSR_LINKS; ++i) {
-        int64_t *now = &bytes[i / TSR_LINKS][i % TSR_LINKS];
-        int64_t *before = &t->bytes_before[i / TSR_LINKS][i % TSR_LINKS];
-        sum[SUM_BYTES + i] = (double)(*now - *before);
-        *before = *now;
-    }
-    sum[SUM_SLOTS + tsr_comm_rank(t->comm)] =
-        (double)tsr_mem_peak_resident() + (double)tsr_device_peak_bytes(t->device);
-    TSR_TRY(tsr_comm_all_reduce_f64(t->comm, sum, t->totals_count, TSR_REDUCE_SUM));
-    return sum[SUM_FAILED] > 0.0 ? tsr_comm_agree(t->comm, local) : TSR_OK;
-}
-
-static tsr_status update_router_bias(trainer *t)
-{
-    const double rate = t->s->model.router_bias_update_rate;
-    const double *counts = t->totals + SUM_SLOTS + tsr_comm_size(t->comm);
-
-    if (t->router_bias == NULL || rate <= 0.0) {
-        return TSR_OK;
-    }
-    tsr_router_bias_update(t->router_bias, counts, t->weights.layers, t->weights.experts, rate);
-    return send_router_bias(t);
-}
-
-const char *step_part_name(step_part part)
-{
-    static const char *const names[STEP_PARTS] = {"forward_backward", "reduce", "totals", "update"};
-
-    return names[part];
-}
-
-/* A part has ended: its time, and that of the next one's beginning. */
-static void end_part(step_result *result, step_part part, int64_t step, int64_t *began_ns)
-{
-    const int64_t now = tsr_trace_clock();
-
-    result->part_ms[part] = 1e-6 * (double)(now - *began_ns);
-    tsr_trace_end(TSR_TRACE_STEP, step_part_name(part), step, *began_ns);
-    *began_ns = now;
-}
-
-const double *trainer_counts(const trainer *t)
-{
-    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
-}
-
-tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const step_flags *flags,
-                        step_result *result_out)
-{
-    const int64_t step = t->step + 1;
-    const int64_t start = tsr_trace_clock();
-    int64_t part_start = start;
-    tsr_stage_sums sums = {0};
-    step_result result = {.lr = tsr_lr_at(&t->s->optim, step, t->s->train.steps)};
-    double squares = 0.0;
-
-    memset(t->totals, 0, (size_t)t->totals_count * sizeof *t->totals);
-    double *counts = t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
-    tsr_comm_set_phase("forward and backward", step);
-    const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
-
-    /* A rank that failed goes on to the exchange, where the others learn of it. */
-    end_part(&result, STEP_FORWARD_BACKWARD, step, &part_start);
-    tsr_comm_set_phase("gradient reduce-scatter", step);
-    TSR_TRY(tsr_optimizer_reduce(t->optimizer, t->stream));
-    TSR_TRY(tsr_optimizer_grad_squares(t->optimizer, t->stream, &squares));
-    end_part(&result, STEP_REDUCE, step, &part_start);
-    tsr_comm_set_phase("step totals", step);
-    TSR_TRY(exchange_totals(t, &sums, flags, local, squares));
-    read_totals(t, &result);
-    result.grad_norm = __builtin_sqrt(t->totals[SUM_GRAD_SQUARES]);
-    TSR_CHECK(
-        __builtin_isfinite(result.loss) && __builtin_isfinite(result.grad_norm), TSR_ERR_RANGE,
-        "step %lld: loss %g, gradient norm %g: not finite, the update was not made; resume from "
-        "the last checkpoint with a smaller optim.lr or optim.clip_norm",
-        (long long)step, result.loss, result.grad_norm);
-
-    end_part(&result, STEP_TOTALS, step, &part_start);
-    tsr_comm_set_phase("optimizer and weight all-gather", step);
-    TSR_TRY(tsr_optimizer_step(t->optimizer, step, result.lr, result.grad_norm, t->stream));
-    TSR_TRY(update_router_bias(t));
-    TSR_TRY(tsr_stream_wait(t->stream));
-    end_part(&result, STEP_UPDATE, step, &part_start);
-    t->step = step;
-    t->tokens_seen += result.tokens;
-    result.tokens_seen = t->tokens_seen;
-    t->data_position += t->s->train.global_batch;
-    const double seconds = 1e-9 * (double)(part_start - start);
-    result.ms = 1e3 * seconds;
-    result.tokens_per_s = (double)result.tokens / seconds;
-    result.gemm_share =
-        t->peak_flops > 0.0 ? result.tokens_per_s * t->flops_per_token / t->peak_flops : 0.0;
-    *result_out = result;
-    return TSR_OK;
-}
-
-/* ---- validation ----------------------------------------------------------------------------- */
-
-static tsr_status evaluate_share(trainer *t, const tsr_data *data, int64_t begin, int64_t end,
-                                 tsr_stage_sums *sums)
-{
-    const int64_t row = t->s->data.seq_len + 1;
-
-    for (int64_t i = begin; i < end; i += t->micro_batch) {
-        const int64_t batch = end - i < t->micro_batch ? end - i : t->micro_batch;
-
-        for (int64_t j = 0; j < batch; ++j) {
-            TSR_TRY(tsr_data_window(data, i + j, t->tokens + j * row));
-        }
-        TSR_TRY(tsr_stage_evaluate(t->stage, t->tokens, batch, sums));
-    }
-    return TSR_OK;
-}
-
-tsr_status trainer_validate(trainer *t, const tsr_data *data, int64_t max_tokens, double *loss_out,
-                            int64_t *tokens_out)
-{
-    const int64_t seq = t->s->data.seq_len;
-    int64_t windows = tsr_data_windows(data), begin = 0, end = 0;
-    tsr_stage_sums sums = {0};
-
-    if (max_tokens > 0 && windows > max_tokens / seq) {
-        windows = max_tokens >= seq ? max_tokens / seq : 1;
-    }
-    tsr_comm_set_phase("validation", t->step);
-    tsr_batch_share(windows, tsr_comm_size(t->mesh.dense.flat), tsr_comm_rank(t->mesh.dense.flat),
-                    &begin, &end);
-    TSR_TRY(tsr_comm_agree(t->comm, evaluate_share(t, data, begin, end, &sums)));
-    double totals[2] = {sums.loss, (double)sums.tokens};
-    TSR_TRY(tsr_comm_all_reduce_f64(t->comm, totals, 2, TSR_REDUCE_SUM));
-    *loss_out = totals[0] / totals[1];
-    *tokens_out = (int64_t)totals[1];
-    return TSR_OK;
 }

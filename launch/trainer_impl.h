@@ -1,0 +1,17 @@
+/* What a trainer's two files share: taking memory, and the step. */
+#ifndef TSR_LAUNCH_TRAINER_IMPL_H
+#define TSR_LAUNCH_TRAINER_IMPL_H
+
+#include "launch/trainer.h"
+
+/* Length of what a step sums over ranks. */
+int64_t trainer_totals_count(const trainer *t);
+
+/* Passes that every rank makes for `sequences` of all together, whatever it has itself, for its experts
+ * serve others: enough for the largest share in the smallest micro-batches. */
+int64_t trainer_passes(const trainer *t, int64_t sequences);
+
+/* Bring the router's bias to the device. */
+TSR_NODISCARD tsr_status trainer_send_router_bias(trainer *t);
+
+#endif
