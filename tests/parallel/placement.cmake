@@ -6,3 +6,4 @@ tsr_add_unit_test(parallel.placement_level SOURCES parallel/test_placement_level
   LIBS tsr_parallel)
 tsr_add_unit_test(parallel.placement_loads SOURCES parallel/test_placement_loads.c
   LIBS tsr_parallel)
+tsr_add_unit_test(parallel.placement_cost SOURCES parallel/test_placement_cost.c LIBS tsr_parallel)
