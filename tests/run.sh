@@ -64,8 +64,7 @@ if ./launch/install-deps.sh; then
         run_tests release -LE '^(long|lint-slow)$'
     else
         run_tests release -LE '^long$'
-        # not the emulated GPU's: they end communicators on purpose, which then leak on purpose
-        run_tests asan -L '^(unit|mpi)$' -LE emulated
+        run_tests asan -L '^(unit|mpi)$'
     fi
 else
     fail "packages"

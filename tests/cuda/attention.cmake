@@ -3,7 +3,7 @@ tsr_add_unit_test(cuda.attention SOURCES cuda/test_cuda_attention.c
   LIBS tessera_cuda_emulated tsr_runtime)
 target_include_directories(test_cuda_attention SYSTEM PRIVATE
   ${CUDAToolkit_INCLUDE_DIRS} ${TSR_CUDNN_INCLUDE})
-set_tests_properties(cuda.attention PROPERTIES LABELS emulated)
+set_tests_properties(cuda.attention PROPERTIES LABELS "unit;emulated")
 
 # The real cuDNN on the same graphs; it needs no GPU to say whether it would take them. Not under the
 # sanitizers, which report what it leaves behind.

@@ -3,7 +3,7 @@ foreach(topic device ends layers route vectors)
   tsr_add_unit_test(cuda.${topic} SOURCES cuda/test_${topic}.c
     LIBS tessera_cuda_emulated tsr_runtime)
   target_include_directories(test_cuda_${topic} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  set_tests_properties(cuda.${topic} PROPERTIES LABELS emulated)
+  set_tests_properties(cuda.${topic} PROPERTIES LABELS "unit;emulated")
 endforeach()
 include(cuda/gemm.cmake OPTIONAL)
 include(cuda/attention.cmake OPTIONAL)

@@ -17,5 +17,5 @@ tsr_add_wheel_library(tsr_wheel_products ${wheels}/cublas/lib tsr_wheel_products
 tsr_add_wheel_library(tsr_wheel_module . tsr_wheel_module tsr_wheel_products)
 tsr_add_unit_test(cuda.wheels SOURCES cuda/test_wheels.c LIBS tsr_runtime
   ARGS ${CMAKE_CURRENT_BINARY_DIR}/site-packages)
-set_tests_properties(cuda.wheels PROPERTIES LABELS emulated)
+set_tests_properties(cuda.wheels PROPERTIES LABELS "unit;emulated")
 add_dependencies(test_cuda_wheels tsr_wheel_module)

@@ -469,8 +469,8 @@ cudaError_t run_launch(const void *arg)
 }
 
 /* A kernel that is given the host's own memory would fault on a GPU: find such arguments. A word
- * may also be a bool or an int with padding, where anything may be left: what begins like one is
- * passed over. */
+ * may also be a bool, an int or a float with padding, where anything may be left: what begins like
+ * one of the first two is passed over, and so is what lies below where Linux puts a process. */
 bool has_host_pointer(const unsigned char *args, size_t bytes)
 {
     for (size_t i = sizeof(void *); i + sizeof(void *) <= bytes; i += sizeof(void *)) {
@@ -478,7 +478,7 @@ bool has_host_pointer(const unsigned char *args, size_t bytes)
         unsigned char present;
 
         std::memcpy(&word, args + i, sizeof word); /* the word before is the kernel's own address */
-        if (word < 1u << 20 || word >> 47 != 0 || (word & 0xff) <= 1 ||
+        if (word >> 40 == 0 || word >> 47 != 0 || (word & 0xff) <= 1 ||
             (word & 0xffffffff) < 1u << 16 || fake_is_arena((void *)word) ||
             fake_is_pinned((void *)word, 1)) {
             continue;
