@@ -14,19 +14,18 @@ import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SETTINGS = {  # of Open MPI: as root, more ranks than cores, no ssh; a lost host is noticed soon
+SETTINGS = {  # of Open MPI: as root, more ranks than cores, no ssh
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
     "OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_pml": "ob1", "OMPI_MCA_plm_rsh_no_tree_spawn": "1",
     "OMPI_MCA_plm_rsh_agent": os.path.join(HERE, "agent.sh"), "OMPI_MCA_oob_tcp_if_include": "p0",
-    "OMPI_MCA_oob_tcp_keepalive_time": "2", "OMPI_MCA_oob_tcp_keepalive_intvl": "1",
-    "OMPI_MCA_oob_tcp_keepalive_probes": "3", "OMP_WAIT_POLICY": "passive",
+    "OMP_WAIT_POLICY": "passive",
 }
 
 
@@ -160,18 +159,34 @@ class Rig:
             call("ip", "-n", self.fabric, "link", "set", f"h{number}_{network}", "down")
         self._kill_all(number)
 
-    def command(self, words, hosts=None, slots=None):
+    def start(self, words, hosts=None, slots=None, env=None, **keywords):
         """mpirun on the first host, with `slots` ranks on each of the hosts (numbers; all of them)."""
         hosts = list(range(self.hosts)) if hosts is None else hosts
         slots = slots or self.slots
         places = ",".join(f"{self.host(number)}:{slots}" for number in hosts)
-        return [os.path.join(HERE, "agent.sh"), self.host(hosts[0]), os.environ.get("MPIRUN", "mpirun"),
-                "--host", places, "-n", str(slots * len(hosts)), *words]
+        return self.start_on(hosts[0], [os.environ.get("MPIRUN", "mpirun"), "--host", places, "-n",
+                                        str(slots * len(hosts)), *words], env, **keywords)
 
-    def start(self, words, hosts=None, slots=None, env=None, **keywords):
-        environment = {**os.environ, **SETTINGS, **(env or {})}
-        return subprocess.Popen(self.command(words, hosts, slots), env=environment,
-                                stdin=subprocess.DEVNULL, **keywords)
+    def start_on(self, number, words, env=None, **keywords):
+        """A command on one host, with what mpirun needs in its environment."""
+        return subprocess.Popen([os.path.join(HERE, "agent.sh"), self.host(number), shlex.join(words)],
+                                env={**os.environ, **SETTINGS, **(env or {})}, stdin=subprocess.DEVNULL,
+                                **keywords)
+
+    def hostfile(self, hosts):
+        """The text of one for mpirun."""
+        return "".join(f"{self.host(number)} slots={self.slots}\n" for number in hosts)
+
+    def processes(self, number, name):
+        """Those of a host whose program has that name."""
+        found = []
+        for process in call("ip", "netns", "pids", self.host(number), check=False).split():
+            try:
+                with open(f"/proc/{process}/comm") as file:
+                    found += [int(process)] if file.read().strip() == name else []
+            except OSError:
+                pass
+        return found
 
 
 def difference(before, after):
