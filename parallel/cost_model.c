@@ -43,14 +43,21 @@ double tsr_dense_s(const tsr_cluster *c, const tsr_moe_shape *s)
     return (double)s->tokens * (8.0 * hidden * hidden + scores) / c->flops;
 }
 
+/* Bytes on the way in a step, in weights: out, home as gradients, and again for backward. */
+static double trips(const tsr_moe_shape *s)
+{
+    return 1.0 + (double)s->gradient_bytes / WEIGHT_BYTES + (s->rematerializes ? 1.0 : 0.0);
+}
+
 void tsr_cost_budgets(const tsr_cluster *c, const tsr_moe_shape *s, int *rank_budget_out,
                       int *node_budget_out)
 {
-    const double free_s = tsr_dense_s(c, s), bytes = tsr_expert_bytes(s);
-    const int in_node = tsr_overlap_budget(free_s, c->node_bytes_s, bytes, s->experts);
+    /* forward hides the way out, backward, twice as long, the others */
+    const double free_s = tsr_dense_s(c, s) * fmin(1.0, 2.0 / (trips(s) - 1.0));
+    const double bytes = tsr_expert_bytes(s);
 
+    *rank_budget_out = tsr_overlap_budget(free_s, c->node_bytes_s, bytes, s->experts);
     *node_budget_out = tsr_overlap_budget(free_s, c->network_bytes_s, bytes, s->experts);
-    *rank_budget_out = in_node;
 }
 
 tsr_plan_costs tsr_cost_for_plan(const tsr_cluster *c, const tsr_moe_shape *s)
@@ -65,8 +72,7 @@ tsr_plan_costs tsr_cost_for_plan(const tsr_cluster *c, const tsr_moe_shape *s)
     return (tsr_plan_costs){.token_s = token_flops(s) / c->flops,
                             .row_s = row_bytes(s) * byte_s * alone,
                             .copy_s = tsr_expert_bytes(s) * byte_s,
-                            .trips = 1.0 + (double)s->gradient_bytes / WEIGHT_BYTES +
-                                     (s->rematerializes ? 1.0 : 0.0)};
+                            .trips = trips(s)};
 }
 
 double tsr_cost_memory(const tsr_cluster *c, const tsr_moe_shape *s, int slots)

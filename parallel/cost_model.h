@@ -44,7 +44,8 @@ double tsr_expert_bytes(const tsr_moe_shape *shape); /* weights, 2 bytes each */
 /** Forward of what is not MoE in a layer: attention with its projections. */
 double tsr_dense_s(const tsr_cluster *cluster, const tsr_moe_shape *shape);
 
-/** What a rank and a node can take in under it: t for fssdp is the node's. */
+/** Experts whose weights and gradients a rank and a node can move under it, forward and backward:
+ *  t for fssdp is the node's. */
 void tsr_cost_budgets(const tsr_cluster *cluster, const tsr_moe_shape *shape, int *rank_budget_out,
                       int *node_budget_out);
 

@@ -156,8 +156,8 @@ TSR_NODISCARD tsr_status tsr_plan_spill(tsr_planner *planner, const int64_t *cou
 void tsr_plan_even_owners(int layers, int experts, int ranks, int32_t *owner_out);
 
 /**
- * Better owners for the loads of all layers. fssdp, quota: Hecate's Algorithm 2, hot owners spread evenly; swap:
- * pairs change places while the largest load falls; others: as they are.
+ * Better owners for the loads of all layers. fssdp, quota: Hecate's Algorithm 2, hot owners spread
+ * evenly; swap: pairs change places while the largest load falls; others: as they are.
  *
  * A rank keeps its number of experts: over all layers (fssdp, quota), or in each (swap).
  * Shapes: loads [L,E] tokens, owner [L,E], owner_out [L,E] (not owner).

@@ -8,7 +8,7 @@ static int64_t even_part(int64_t tokens, int count, int i, int turn)
 }
 
 /* Of expert e's tokens: by node what has no copy on its rank, into p->left [N]; the return value
- * has none in its node. p->node_holding [N] counts the node's holders, p->node_seen [N] is zeroed. */
+ * has none in its node. p->node_holding [N] counts the node's holders, p->node_seen [N] is 0. */
 static int64_t without_own(tsr_planner *p, const int64_t *counts, const tsr_holding *holding, int e)
 {
     int64_t far = 0;

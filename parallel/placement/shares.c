@@ -42,7 +42,7 @@ static void pair_up(tsr_planner *p, int64_t *next, int from, int to, const int32
     }
 }
 
-/* Holders of one expert ascending by rank into p->at: only the owner, the first, is out of order. */
+/* Holders of one expert ascending by rank into p->at: only the first, the owner, is not so. */
 static int by_rank(tsr_planner *p, const tsr_holding *holding, int e)
 {
     const int32_t owner_at = holding->begin[e], end = holding->begin[e + 1];
