@@ -24,8 +24,8 @@ int64_t trainer_totals_count(const trainer *t)
     return SUM_SLOTS + tsr_comm_size(t->comm) + t->weights.layers * t->weights.experts;
 }
 
-/* Reads the sequences of one pass. Where others wait for this rank's experts, all of its expert group
- * learn of a failure before anything is exchanged. */
+/* Reads the sequences of one pass. Where others wait for this rank's experts, all of its expert
+ * group learn of a failure before anything is exchanged. */
 static tsr_status agree_on_samples(trainer *t, tsr_status st)
 {
     return t->mesh.ep > 1 ? tsr_comm_agree(t->mesh.expert.host.all, st) : st;
