@@ -165,7 +165,13 @@ void tsr_stream_destroy(tsr_stream **stream_p)
 
 tsr_status tsr_stream_wait(tsr_stream *stream)
 {
-    return stream->device->ops->stream_wait(stream);
+    return stream->waiter != NULL ? stream->waiter(stream)
+                                  : stream->device->ops->stream_wait(stream);
+}
+
+void tsr_stream_set_waiter(tsr_stream *stream, tsr_stream_waiter *waiter)
+{
+    stream->waiter = waiter;
 }
 
 void *tsr_stream_handle(const tsr_stream *stream)

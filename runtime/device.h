@@ -97,6 +97,11 @@ TSR_NODISCARD tsr_status tsr_stream_wait(tsr_stream *stream);
  *  where there is none. Borrowed from stream. */
 void *tsr_stream_handle(const tsr_stream *stream);
 
+/** For a communicator that queues work on stream, which may hang for want of a peer: from now on
+ *  tsr_stream_wait() calls waiter, which ends in time; NULL: no more. */
+typedef tsr_status tsr_stream_waiter(tsr_stream *stream);
+void tsr_stream_set_waiter(tsr_stream *stream, tsr_stream_waiter *waiter);
+
 TSR_NODISCARD tsr_status tsr_event_create(tsr_device *device, tsr_event **out);
 void tsr_event_destroy(tsr_event **event_p);
 TSR_NODISCARD tsr_status tsr_event_record(tsr_event *event, tsr_stream *stream);

@@ -73,6 +73,7 @@ struct tsr_device { /* base of every backend's device */
 
 struct tsr_stream { /* base */
     tsr_device *device;
+    tsr_stream_waiter *waiter; /* of a communicator; NULL: the device's */
 };
 
 struct tsr_event { /* base */

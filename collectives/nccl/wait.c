@@ -101,14 +101,26 @@ static tsr_status end_with(comm_nccl *self, ncclResult_t code, const char *opera
     return st;
 }
 
-static tsr_status give_up(comm_nccl *self, const char *operation)
+/* The one of most ranks: all that hang can meet there, wherever each of them does. */
+static comm_nccl *widest(void)
+{
+    comm_nccl *most = process.newest;
+
+    for (comm_nccl *c = process.newest; c != NULL; c = c->next) {
+        most = c->base.size >= most->base.size ? c : most;
+    }
+    return most;
+}
+
+static tsr_status give_up(const comm_nccl *self, const char *operation)
 {
     const double patience = patience_s(self);
+    tsr_comm *host = widest()->host;
     char text[700] = "";
 
     abort_all();
-    self->host->timeout_s = patience;
-    const tsr_status st = tsr_comm_barrier(self->host);
+    host->timeout_s = patience;
+    const tsr_status st = tsr_comm_barrier(host);
     (void)snprintf(text, sizeof text, "%s",
                    st == TSR_OK
                        ? "all ranks respond, so they have queued different calls, or NCCL's "
@@ -196,6 +208,16 @@ tsr_status nccl_stream_wait(tsr_comm *comm, tsr_stream *stream)
     return TSR_OK;
 }
 
+/* A wait by somebody who knows nothing of collectives has its deadline too. */
+static tsr_status wait_in_time(tsr_stream *stream)
+{
+    if (process.newest == NULL) {
+        tsr_stream_set_waiter(stream, NULL);
+        return tsr_stream_wait(stream);
+    }
+    return nccl_stream_wait(&widest()->base, stream);
+}
+
 /* ---- order ---------------------------------------------------------------------------------- */
 
 typedef struct note {
@@ -262,5 +284,6 @@ tsr_status nccl_begin(comm_nccl *self, const char *operation, uint64_t digest, u
                   cudaGetErrorString(code));
         process.has_turn = true;
     }
+    tsr_stream_set_waiter(stream, wait_in_time);
     return tsr_stream_wait_event(stream, self->done);
 }
