@@ -68,8 +68,9 @@ void tsr_sparse_destroy(tsr_sparse **sparse_p);
 /** One call. What it points to must not change until it has been waited for. */
 typedef struct tsr_sparse_call {
     const tsr_holding *holding; /* equal on all ranks */
-    int parts;                  /* of a chunk, equal on all ranks, as are their bytes */
-    const int64_t *part_bytes;  /* [parts] */
+    const int64_t *part_bytes;  /* [parts] of a chunk, equal on all ranks */
+    int parts;                  /* equal on all ranks */
+    bool is_queued;             /* on stream, and not yet waited for; zeroed before */
     void *const *memory; /* [chunks, parts] where a part lies if this rank holds the chunk; not read
                             for others */
     tsr_stream *stream;  /* of the device; NULL on the host */
@@ -77,7 +78,6 @@ typedef struct tsr_sparse_call {
     /* of calls that are started, zeroed before: */
     tsr_sparse *sparse;
     tsr_worker_call work;
-    bool is_queued; /* on stream */
 } tsr_sparse_call;
 
 /**

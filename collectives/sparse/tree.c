@@ -1,10 +1,10 @@
 /* The tree of a chunk: along the owner's plane from node to node, then inside each node.
  *
  * The nodes that hold the chunk follow the owner's in the order of their numbers (mod nodes), the
- * holders of a node follow its first rank in the order of places (mod the node's): owners that differ
- * spread the work. Both orders are made into a chain, where every rank sends a chunk once and all
- * links are busy, or into a binary tree where chunks are too small to fill a chain. Children are
- * served in turn, a round apart, other nodes before the own one:
+ * holders of a node follow its first rank in the order of places (mod the node's): owners that
+ * differ spread the work. Both orders are made into a chain, where every rank sends a chunk once
+ * and all links are busy, or into a binary tree where chunks are too small to fill a chain.
+ * Children are served in turn, a round apart, other nodes before the own one:
  *
  *   node 0        node 1        node 2               round   0     1     2     3     4
  *   owner a ----> relay b ----> d                    a->b   p0    p1    p2

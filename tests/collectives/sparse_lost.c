@@ -1,6 +1,7 @@
-/* Three ranks all of which hold all chunks; the communicator of rank 1 fails in the background. Each
- * rank's wait must say so in its way and in time: rank 1 by the cause, the others by its name. They
- * agree on a private way and rank 0 ends the job with code 4, as launch does; see stuck.cmake. */
+/* Three ranks all of which hold all chunks; the communicator of rank 1 fails in the background.
+ * Each rank's wait must say so in its way and in time: rank 1 by the cause, the others by its name.
+ * They agree on a private way and rank 0 ends the job with code 4, as launch does; see stuck.cmake.
+ */
 #include "collectives/mpi_bridge.h"
 #include "collectives/sparse.h"
 

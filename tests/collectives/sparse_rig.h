@@ -153,9 +153,9 @@ static inline bool rig_holds(const rig *r, int chunk, int rank)
 static inline float rig_value(const rig *r, int rank, int chunk, int part, int at)
 {
     const uint64_t key = r->seed * 64 + (uint64_t)rank;
+    const int number = (chunk * RIG_MOST_PARTS + part) * RIG_MOST_FLOATS + at;
 
-    return (float)rig_below(key, (uint64_t)((chunk * RIG_MOST_PARTS + part) * RIG_MOST_FLOATS + at),
-                            1000);
+    return (float)rig_below(key, (uint64_t)number, 1000);
 }
 
 /* Own values everywhere, or only at the owners; memory only where a chunk is held. */

@@ -91,10 +91,11 @@ static void any_holders_on_any_seats(void **state)
             ok = ok_or_say(
                 tsr_sparse_create(comm, NULL, &options_of_round[round / RIG_KINDS % 4], &sparse));
             const int64_t allocations = tsr_mem_alloc_calls();
-            ok =
-                ok && run_is_right(comm, sparse, &r, false) && run_is_right(comm, sparse, &r, true);
-            ok = ok && tsr_mem_alloc_calls() == allocations;
-            ok = agreed(world, ok, layout, (int)round);
+            for (int sums = 0; sums <= 1 && ok; ++sums) {
+                ok = run_is_right(comm, sparse, &r, sums != 0);
+                ok = ok && tsr_mem_alloc_calls() == allocations;
+                ok = agreed(world, ok, layout, (int)round);
+            }
             tsr_sparse_destroy(&sparse);
         }
         tsr_comm_destroy(&comm);
