@@ -68,12 +68,17 @@ def nic_of(network):
 
 
 class Rig:
-    """Hosts NAME0, NAME1, ... and the namespace NAMEfabric with bridge bP and port hH_P a host and plane."""
+    """Hosts NAME0, NAME1, ... and the namespace NAMEfabric with bridge bP and port hH_P a host and plane.
 
-    def __init__(self, hosts=2, planes=2, rate=None, slots=2, name=None, stays=False):
+    has_cross=False: what crosses planes leaves by the interface of the plane that it goes to, as between
+    hosts whose planes are one network; for timings.
+    """
+
+    def __init__(self, hosts=2, planes=2, rate=None, slots=2, name=None, stays=False, has_cross=True):
         self.name = name or f"tr{os.getpid()}-"
         self.fabric = self.name + "fabric"
         self.hosts, self.planes, self.slots = hosts, planes, slots
+        self.networks = [*range(planes), "x"] if has_cross else [*range(planes)]
         if not stays:
             remove_dead()
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -96,27 +101,32 @@ class Rig:
 
     def _up(self):
         call("ip", "netns", "add", self.fabric)
-        networks = [*range(self.planes), "x"]
-        for network in networks:
+        for network in self.networks:
             call("ip", "-n", self.fabric, "link", "add", f"b{network}", "type", "bridge")
             call("ip", "-n", self.fabric, "link", "set", f"b{network}", "up")
         for number in range(self.hosts):
             host = self.host(number)
             call("ip", "netns", "add", host)
             call("ip", "-n", host, "link", "set", "lo", "up")
-            for network in networks:
+            for network in self.networks:
                 port, nic = f"h{number}_{network}", nic_of(network)
                 call("ip", "-n", self.fabric, "link", "add", port, "type", "veth", "peer", "name", nic,
                      "netns", host)
                 call("ip", "-n", self.fabric, "link", "set", port, "master", f"b{network}", "up")
                 call("ip", "-n", host, "link", "set", nic, "up")
-            call("ip", "-n", host, "route", "add", "10.77.0.0/16", "dev", "cross", "table", "77")
             for plane in range(self.planes):
-                net = f"10.77.{plane}.0/24"
                 call("ip", "-n", host, "addr", "add", f"10.77.{plane}.{number + 1}/24", "dev", f"p{plane}")
-                call("ip", "-n", host, "rule", "add", "priority", "10", "from", net, "to", net, "lookup", "main")
-                call("ip", "-n", host, "rule", "add", "priority", "20", "from", net, "to", "10.77.0.0/16",
-                     "lookup", "77")
+            if "x" in self.networks:
+                self._send_crossing(host)
+
+    def _send_crossing(self, host):
+        """From one plane's addresses to another's: by `cross`."""
+        call("ip", "-n", host, "route", "add", "10.77.0.0/16", "dev", "cross", "table", "77")
+        for plane in range(self.planes):
+            net = f"10.77.{plane}.0/24"
+            call("ip", "-n", host, "rule", "add", "priority", "10", "from", net, "to", net, "lookup", "main")
+            call("ip", "-n", host, "rule", "add", "priority", "20", "from", net, "to", "10.77.0.0/16", "lookup",
+                 "77")
 
     def down(self):
         for number in range(self.hosts):
@@ -155,7 +165,7 @@ class Rig:
 
     def kill_host(self, number):
         """Power loss: first nothing leaves the host any more, then its processes end."""
-        for network in [*range(self.planes), "x"]:
+        for network in self.networks:
             call("ip", "-n", self.fabric, "link", "set", f"h{number}_{network}", "down")
         self._kill_all(number)
 
@@ -204,6 +214,7 @@ def existing(name):
     if rig.hosts == 0:
         sys.exit(f"rig.py: no rig has the name {name}")
     rig.planes = len(re.findall(r"\bb\d+:", call("ip", "-n", rig.fabric, "link")))
+    rig.networks = [*range(rig.planes), "x"]
     return rig
 
 
