@@ -2,10 +2,11 @@
 """The whole program on the emulated GPU: the same training as on the CPU, the same checkpoints."""
 import json
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
-from runs import TESSERA, Folder, check, losses, main, run, train
+from runs import TESSERA, Folder, check, finish, log_of, losses, main, ranks_of, run, start, train
 
 EMULATED = {"TESSERA_CUDA": "emulated"}
 GPU = ["--set", "run.device=cuda"]
@@ -46,6 +47,34 @@ def options_equal_the_cpu():
                   "--set", "model.router_z_loss_coef=0.001", "--set", "train.recompute=block")
 
 
+def experts_on_several_gpus_equal_the_cpu():
+    options = ["--set", "model.n_shared_experts=1", "--set", "model.scoring_func=sigmoid",
+               "--set", "model.router_bias_update_rate=0.001", "--set", "train.recompute=block"]
+    for extra, bound, meshes in (([], ROUNDING, ((4, 4), (4, 2), (3, 3))), (options, ROUNDING, ((4, 4),)),
+                                 (["--set", "precision.compute=bf16"], ROUNDING_BF16, ((4, 4),))):
+        with Folder() as on_cpu:
+            train(on_cpu, 0, *SHORT, *extra)
+            expected = losses(on_cpu)
+        for ranks, ep in meshes:
+            found = []
+            for collectives in ("nccl", "mpi"):
+                with Folder() as on_gpu:
+                    train(on_gpu, ranks, *SHORT, *GPU, *extra, "--set", f"parallel.ep={ep}",
+                          "--set", f"parallel.collectives={collectives}", env=EMULATED)
+                    found.append(losses(on_gpu))
+                    check(close(found[-1], expected, bound), f"{ranks} ranks, ep {ep}, {collectives}: {found} {expected}")
+            check(found[0] == found[1], f"nccl and mpi differ: {found}")
+
+
+def stopped_gpu_is_named():
+    with Folder() as folder:
+        process = start(folder, 4, *GPU, "--set", "train.steps=1000000", "--set", "run.timeout_s=6",
+                        "--set", "parallel.ep=4", "--set", "parallel.collectives=nccl", env=EMULATED)
+        os.kill(ranks_of(folder)[1], signal.SIGSTOP)
+        code = finish(process, 40)
+        check(code == 4 and "rank 1 does not respond" in log_of(folder), f"exit code {code}: {log_of(folder)}")
+
+
 def same_run_repeats():
     with Folder() as first, Folder() as second:
         train(first, 2, *SHORT, *GPU, env=EMULATED)
@@ -56,7 +85,7 @@ def same_run_repeats():
 def checkpoints_cross_devices():
     with Folder() as straight, Folder() as crossing:
         train(straight, 0, *SHORT)
-        train(crossing, 2, *SHORT, *GPU, "--stop-at", "1", env=EMULATED)
+        train(crossing, 2, *SHORT, *GPU, "--set", "parallel.ep=2", "--stop-at", "1", env=EMULATED)
         train(crossing, 3, *SHORT, "--resume", "latest", "--stop-at", "3")
         train(crossing, 1, *SHORT, *GPU, "--resume", "latest", env=EMULATED)
         check(close(losses(straight), losses(crossing), ROUNDING), f"{losses(straight)} {losses(crossing)}")
@@ -101,7 +130,8 @@ def missing_module_or_gpu_is_one_clear_error():
 if not os.path.exists(os.path.join(os.path.dirname(TESSERA), "libtessera_cuda_emulated.so")):
     print("the emulated CUDA module is not built: no CUDA toolkit headers")
     sys.exit(77)
-TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, same_run_repeats,
+TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, experts_on_several_gpus_equal_the_cpu,
+         stopped_gpu_is_named, same_run_repeats,
          checkpoints_cross_devices, every_operator_is_checked_and_timed, doctor_says_what_was_taken,
          missing_module_or_gpu_is_one_clear_error]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])

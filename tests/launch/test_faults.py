@@ -4,57 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
-from runs import Folder, check, command, losses, main, metrics, run, train
+from runs import Folder, check, finish, log_of, losses, main, metrics, ranks_of, run, start, train
 
 ENDLESS = ["--set", "train.steps=1000000"]
-
-
-def start(folder, ranks, *arguments):
-    log = open(folder.at("log.txt"), "wb")
-    process = subprocess.Popen(command(ranks, "train", "run.ini", *arguments), cwd=folder.path, stdout=log,
-                               stderr=log, stdin=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while time.time() < deadline and process.poll() is None:
-        try:
-            if len(metrics(folder)[0]) >= 5:
-                return process
-        except (FileNotFoundError, json.JSONDecodeError):
-            pass
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(f"no step was made: {log_of(folder)}")
-
-
-def log_of(folder):
-    with open(folder.at("log.txt"), errors="replace") as file:
-        return file.read()[-3000:]
-
-
-def ranks_of(folder):
-    """Process numbers of this folder's ranks, by their working folder."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                words = open(f"/proc/{name}/cmdline", "rb").read().split(b"\0")
-                if words[0].endswith(b"tessera") and os.readlink(f"/proc/{name}/cwd") == folder.path:
-                    found.append(int(name))
-            except OSError:
-                pass
-    return sorted(found)
-
-
-def finish(process, limit):
-    try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"still running after {limit} s")
 
 
 def signals_save_and_stop():

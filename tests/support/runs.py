@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 TESSERA = os.environ["TESSERA"]
 MPIRUN = os.environ.get("MPIRUN", "mpirun")
@@ -120,6 +121,51 @@ def losses(folder, run_dir="run"):
 def check(condition, text):
     if not condition:
         raise AssertionError(text)
+
+
+def start(folder, ranks, *arguments, env=None):
+    """Train in the background; returns once 5 steps are done."""
+    log = open(folder.at("log.txt"), "wb")
+    process = subprocess.Popen(command(ranks, "train", "run.ini", *arguments), cwd=folder.path, stdout=log,
+                               stderr=log, stdin=subprocess.DEVNULL,
+                               env={**os.environ, **(env or {})})
+    deadline = time.time() + 60
+    while time.time() < deadline and process.poll() is None:
+        try:
+            if len(metrics(folder)[0]) >= 5:
+                return process
+        except (FileNotFoundError, json.JSONDecodeError):
+            pass
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no step was made: {log_of(folder)}")
+
+
+def log_of(folder):
+    with open(folder.at("log.txt"), errors="replace") as file:
+        return file.read()[-3000:]
+
+
+def ranks_of(folder):
+    """Process numbers of this folder's ranks, by their working folder."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                words = open(f"/proc/{name}/cmdline", "rb").read().split(b"\0")
+                if words[0].endswith(b"tessera") and os.readlink(f"/proc/{name}/cwd") == folder.path:
+                    found.append(int(name))
+            except OSError:
+                pass
+    return sorted(found)
+
+
+def finish(process, limit):
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"still running after {limit} s")
 
 
 def main(tests):
