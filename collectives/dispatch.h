@@ -71,6 +71,7 @@ TSR_NODISCARD tsr_status tsr_dispatch_make(tsr_dispatch *dispatch, tsr_dispatch_
 typedef struct tsr_dispatch_view {
     int64_t units;           /* U */
     int64_t rows;            /* R, each place's padded to TSR_ROW_ALIGN */
+    int64_t lanes;           /* rows without padding */
     const int64_t *offsets;  /* [places + 1] */
     const int32_t *token_of; /* [R] unit of each row, -1 in padding */
     const int32_t *row_of;   /* [U,K] row of each lane, -1 for lanes elsewhere */

@@ -99,6 +99,32 @@ static void add_bytes(json_t *line, const double bytes[TSR_TRAFFICS][TSR_LINKS])
     (void)json_object_set_new(line, "bytes_by", by);
 }
 
+/* One figure of each layer. */
+static json_t *figures_json(const step_result *r, size_t offset)
+{
+    json_t *list = json_array();
+
+    for (int64_t l = r->first_layer; l < r->layers; ++l) {
+        const char *at = (const char *)&r->balance[l] + offset;
+        (void)json_array_append_new(list, json_real(*(const double *)(const void *)at));
+    }
+    return list;
+}
+
+/* How each layer's tokens were spread over ranks. */
+static void add_balance(json_t *line, const step_result *r)
+{
+    if (r->balance != NULL) {
+        (void)json_object_set_new(
+            line, "moe",
+            json_pack("{s:o,s:o,s:o,s:o}", "before",
+                      figures_json(r, offsetof(layer_balance, before)), "after",
+                      figures_json(r, offsetof(layer_balance, after)), "copies",
+                      figures_json(r, offsetof(layer_balance, copies)), "exposed_ms",
+                      figures_json(r, offsetof(layer_balance, exposed_ms))));
+    }
+}
+
 void metrics_step(metrics *m, int64_t step, const step_result *r)
 {
     const double gib = 1.0 / 1073741824.0;
@@ -133,6 +159,7 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
                   r->tokens_per_s, "gemm_share", r->gemm_share, "expert_max_over_mean",
                   r->expert_max_over_mean, "mem_gib", r->mem_bytes * gib, "parts_ms", parts);
     add_bytes(line, r->bytes);
+    add_balance(line, r);
     write_line(m, line);
 }
 

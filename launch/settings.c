@@ -65,8 +65,9 @@ void settings_tables(settings *s)
     s->tables[4] = tsr_optim_options(&s->optim);
     s->tables[5] = TABLE(precision_options, &s->precision);
     s->tables[6] = tsr_parallel_options(&s->parallel);
-    s->tables[7] = tsr_topology_options(&s->topology);
-    s->tables[8] = tsr_checkpoint_options(&s->checkpoint);
+    s->tables[7] = tsr_experts_options(&s->experts);
+    s->tables[8] = tsr_topology_options(&s->topology);
+    s->tables[9] = tsr_checkpoint_options(&s->checkpoint);
 }
 
 static void check_across_sections(settings *s, tsr_config_errors *errors)
@@ -78,6 +79,7 @@ static void check_across_sections(settings *s, tsr_config_errors *errors)
     }
     tsr_model_config_check(&s->model, errors);
     tsr_optim_config_check(&s->optim, s->train.steps, errors);
+    tsr_experts_config_check(&s->experts, errors);
     if (s->data.vocab == 0 && s->model.vocab_size < 256) {
         tsr_config_error(errors, "[model] vocab_size = %lld: data.vocab = bytes needs at least 256",
                          (long long)s->model.vocab_size);

@@ -27,7 +27,7 @@ typedef struct precision_config {
     int compute; /* tsr_dtype */
 } precision_config;
 
-enum { SETTINGS_TABLES = 9 };
+enum { SETTINGS_TABLES = 10 };
 
 typedef struct settings {
     run_config run;
@@ -37,6 +37,7 @@ typedef struct settings {
     tsr_optim_config optim;
     precision_config precision;
     tsr_parallel_config parallel;
+    tsr_experts_config experts;
     tsr_topology_config topology;
     tsr_checkpoint_config checkpoint;
     tsr_option_table tables[SETTINGS_TABLES]; /* pointing into this struct: do not copy it */

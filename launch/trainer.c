@@ -112,6 +112,12 @@ static tsr_status create_local(trainer *t, int threads)
         TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, t->weights.layers * t->weights.experts,
                                     sizeof *t->router_bias, (void **)&t->router_bias));
     }
+    if (mesh->ep > 1) {
+        TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, t->weights.layers, sizeof *t->balance,
+                                    (void **)&t->balance));
+        TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, mesh->ep, sizeof *t->owner_load,
+                                    (void **)&t->owner_load));
+    }
     t->totals_count = trainer_totals_count(t);
     return tsr_mem_alloc_array(TSR_MEM_OTHER, t->totals_count, sizeof *t->totals,
                                (void **)&t->totals);
@@ -125,6 +131,9 @@ static tsr_status create_stage(trainer *t)
 
     options.experts = &t->mesh.expert;
     options.owner = t->owner;
+    options.placement = (tsr_placement_policy)t->s->parallel.placement;
+    options.copies = &t->s->experts;
+    options.copies_comm = t->mesh.copies_device != NULL ? t->mesh.copies_device : t->mesh.copies;
     return tsr_stage_create(&options, &t->weights, &t->stage);
 }
 
@@ -216,6 +225,8 @@ void trainer_destroy(trainer *t)
     tsr_mem_free(t->tokens);
     tsr_mem_free(t->totals);
     tsr_mem_free(t->router_bias);
+    tsr_mem_free(t->balance);
+    tsr_mem_free(t->owner_load);
     *t = (trainer){0};
 }
 

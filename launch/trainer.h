@@ -11,6 +11,14 @@
 /** Give sample `index` of the run: seq_len + 1 tokens. */
 typedef tsr_status trainer_source(void *context, int64_t index, int32_t *tokens_out);
 
+/** How a layer's tokens were spread over the ranks of its experts. */
+typedef struct layer_balance {
+    double before;     /* largest over mean load of ranks, were each expert computed by its owner */
+    double after;      /* as it was computed */
+    double copies;     /* of experts beyond their owners, a micro-batch and expert group */
+    double exposed_ms; /* a rank waited for copies */
+} layer_balance;
+
 typedef struct trainer {
     const settings *s;
     world *w;
@@ -30,7 +38,9 @@ typedef struct trainer {
     int32_t *tokens; /* [micro_batch, seq_len + 1] */
     double *totals;  /* what a step sums over ranks */
     int64_t totals_count;
-    float *router_bias; /* [L,E] host copy, NULL without experts */
+    double *owner_load;     /* [ep] scratch */
+    layer_balance *balance; /* [L] of the last step, NULL where experts are not spread */
+    float *router_bias;     /* [L,E] host copy, NULL without experts */
     int64_t bytes_before[TSR_TRAFFICS][TSR_LINKS];
     double peak_flops; /* measured GEMM rate of all ranks together, per second */
     double flops_per_token;
@@ -88,6 +98,9 @@ typedef struct step_result {
     double part_ms[STEP_PARTS];
     double expert_max_over_mean; /* of the worst layer; 0 without experts */
     int worst_layer;
+    const layer_balance *balance; /* [L] of layers with experts; NULL where these are not spread.
+                                     Borrowed from the trainer */
+    int64_t first_layer, layers;
     int64_t tokens;                        /* of this step */
     int64_t tokens_seen;                   /* of the run so far */
     double bytes[TSR_TRAFFICS][TSR_LINKS]; /* sent by all ranks since the step before */

@@ -19,9 +19,17 @@ enum {
     SUM_SLOTS = SUM_BYTES + TSR_TRAFFICS * TSR_LINKS
 };
 
-int64_t trainer_totals_count(const trainer *t)
+/* Where the layers' figures begin: what each rank computed [P,L], then sums [L, TSR_LAYER_FIGURES]. */
+static int64_t figures_at(const trainer *t)
 {
     return SUM_SLOTS + tsr_comm_size(t->comm) + t->weights.layers * t->weights.experts;
+}
+
+int64_t trainer_totals_count(const trainer *t)
+{
+    const int64_t layers = t->weights.layers;
+
+    return figures_at(t) + (tsr_comm_size(t->comm) + TSR_LAYER_FIGURES) * layers;
 }
 
 /* Reads the sequences of one pass. Where others wait for this rank's experts, all of its expert
@@ -95,6 +103,50 @@ static void find_imbalance(const double *counts, int64_t layers, int64_t experts
     }
 }
 
+const double *trainer_counts(const trainer *t)
+{
+    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
+}
+
+/* Largest over mean of `count` loads, `stride` apart; 0 without any. */
+static double max_over_mean(const double *loads, int64_t count, int64_t stride)
+{
+    double most = 0.0, all = 0.0;
+
+    for (int64_t i = 0; i < count; ++i) {
+        most = loads[i * stride] > most ? loads[i * stride] : most;
+        all += loads[i * stride];
+    }
+    return all > 0.0 ? most * (double)count / all : 0.0;
+}
+
+/* Where experts are spread: loads of ranks before and after placement. */
+static void read_balance(trainer *t, step_result *result)
+{
+    const int64_t layers = t->weights.layers, experts = t->weights.experts;
+    const int ranks = tsr_comm_size(t->comm);
+    const double *computed = t->totals + figures_at(t), *figures = computed + ranks * layers;
+    const double *counts = trainer_counts(t);
+    const double passes = (double)trainer_passes(t, t->s->train.global_batch);
+
+    for (int64_t l = t->s->model.first_k_dense_replace; l < layers; ++l) {
+        const double *own = figures + l * TSR_LAYER_FIGURES;
+        layer_balance *b = &t->balance[l];
+
+        memset(t->owner_load, 0, (size_t)t->mesh.ep * sizeof *t->owner_load);
+        for (int64_t e = 0; e < experts; ++e) {
+            t->owner_load[t->owner[l * experts + e]] += counts[l * experts + e];
+        }
+        b->before = max_over_mean(t->owner_load, t->mesh.ep, 1);
+        b->after = max_over_mean(computed + l, ranks, layers);
+        b->copies = own[TSR_LAYER_COPIES] / (ranks * passes);
+        b->exposed_ms = own[TSR_LAYER_EXPOSED_MS] / ranks;
+    }
+    result->balance = t->balance;
+    result->first_layer = t->s->model.first_k_dense_replace;
+    result->layers = layers;
+}
+
 static void read_totals(trainer *t, step_result *result)
 {
     const double *sum = t->totals;
@@ -112,6 +164,9 @@ static void read_totals(trainer *t, step_result *result)
             sum[SUM_SLOTS + r] > result->mem_bytes ? sum[SUM_SLOTS + r] : result->mem_bytes;
     }
     find_imbalance(sum + SUM_SLOTS + ranks, t->weights.layers, t->weights.experts, result);
+    if (t->balance != NULL) {
+        read_balance(t, result);
+    }
 }
 
 /* The step's one exchange: sums, flags and counters of all ranks. */
@@ -130,6 +185,10 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
     sum[SUM_STOP] = flags->wants_stop;
     sum[SUM_WRITTEN] = flags->checkpoint == TSR_CKPT_WRITTEN;
     sum[SUM_WRITE_FAILED] = flags->checkpoint == TSR_CKPT_FAILED;
+    for (int64_t l = 0; l < t->weights.layers; ++l) {
+        const int64_t at = figures_at(t) + tsr_comm_rank(t->comm) * t->weights.layers + l;
+        sum[at] = sums->layers[l * TSR_LAYER_FIGURES + TSR_LAYER_COMPUTED];
+    }
     tsr_traffic_read(bytes);
     for (int i = 0; i < TSR_TRAFFICS * TSR_LINKS; ++i) {
         int64_t *now = &bytes[i / TSR_LINKS][i % TSR_LINKS];
@@ -172,11 +231,6 @@ static void end_part(step_result *result, step_part part, int64_t step, int64_t 
     *began_ns = now;
 }
 
-const double *trainer_counts(const trainer *t)
-{
-    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
-}
-
 tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const step_flags *flags,
                         step_result *result_out)
 {
@@ -189,6 +243,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
 
     memset(t->totals, 0, (size_t)t->totals_count * sizeof *t->totals);
     double *counts = t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
+    sums.layers = t->totals + figures_at(t) + tsr_comm_size(t->comm) * t->weights.layers;
     tsr_comm_set_phase("forward and backward", step);
     const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
 
@@ -215,6 +270,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     tsr_comm_set_phase("optimizer and weight all-gather", step);
     TSR_TRY(tsr_optimizer_step(t->optimizer, step, result.lr, result.grad_norm, t->stream));
     TSR_TRY(update_router_bias(t));
+    tsr_stage_observe(t->stage, trainer_counts(t));
     TSR_TRY(tsr_stream_wait(t->stream));
     end_part(&result, STEP_UPDATE, step, &part_start);
     t->step = step;

@@ -25,19 +25,6 @@ tsr_option_table tsr_parallel_options(tsr_parallel_config *config)
     return (tsr_option_table){keys, (int)(sizeof keys / sizeof keys[0]), config};
 }
 
-static tsr_status check_placement(int placement)
-{
-    const char *name = placements;
-
-    for (int i = 0; i < placement; ++i) {
-        name = strchr(name, ' ') + 1; /* the option table bounds the number */
-    }
-    TSR_CHECK(placement == 0, TSR_ERR_UNSUPPORTED,
-              "parallel.placement = %.*s is not built yet, set placement = ep",
-              (int)strcspn(name, " "), name);
-    return TSR_OK;
-}
-
 /* "1, 2, 4": what divides the ranks. */
 static void list_divisors(int ranks, char out[static 128])
 {
@@ -96,7 +83,7 @@ static void list_groups(tsr_mesh *mesh, tsr_group *groups_out[4])
     groups_out[3] = mesh->ep > 1 ? &mesh->replica : NULL;
 }
 
-static tsr_status make_groups(tsr_mesh *mesh, int position)
+static tsr_status make_groups(tsr_mesh *mesh, int position, bool has_copies)
 {
     tsr_comm *world = mesh->world.flat;
     tsr_group *groups[4];
@@ -119,6 +106,9 @@ static tsr_status make_groups(tsr_mesh *mesh, int position)
     if (groups[3] == NULL) {
         mesh->replica = mesh->dense;
     }
+    if (mesh->ep > 1 && has_copies) {
+        TSR_TRY(tsr_comm_split(world, position / mesh->ep, position, &mesh->copies));
+    }
     TSR_TRY(tsr_comm_all_reduce_u64(world, &irregular, 1, TSR_REDUCE_MAX));
     if (irregular > 0 && tsr_comm_rank(world) == 0) {
         tsr_log(TSR_LOG_WARN,
@@ -134,13 +124,12 @@ tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world, t
 {
     tsr_mesh mesh = {.world = {.flat = world}};
 
-    TSR_TRY(check_placement(config->placement));
     TSR_TRY(fill_sizes(config, tsr_comm_size(world), &mesh));
     const int position = position_of(world);
     mesh.ep_rank = position % mesh.ep;
     mesh.dp_rank = position / mesh.ep % mesh.dp;
     mesh.pp_rank = position / mesh.ep / mesh.dp;
-    const tsr_status st = make_groups(&mesh, position);
+    const tsr_status st = make_groups(&mesh, position, config->placement != TSR_PLACEMENT_EP);
     if (st != TSR_OK) {
         tsr_mesh_destroy(&mesh);
         return st;
@@ -157,6 +146,9 @@ tsr_status tsr_mesh_use_nccl(tsr_mesh *mesh, tsr_device *device, const tsr_nccl_
     for (int i = 1; i < 4 && groups[i] != NULL; ++i) {
         TSR_TRY(tsr_comm_agree(mesh->world.flat, mesh_group_use_nccl(groups[i], device, options)));
     }
+    if (mesh->copies != NULL) {
+        TSR_TRY(tsr_comm_create_nccl(mesh->copies, device, options, &mesh->copies_device));
+    }
     if (groups[3] == NULL) {
         mesh->replica = mesh->dense;
     }
@@ -171,6 +163,12 @@ void tsr_mesh_destroy(tsr_mesh *mesh)
     list_groups(mesh, groups);
     for (int i = 0; i < 4 && groups[i] != NULL; ++i) {
         is_dead = is_dead || mesh_group_is_dead(groups[i]);
+    }
+    is_dead = is_dead || (mesh->copies != NULL && tsr_comm_is_dead(mesh->copies)) ||
+              (mesh->copies_device != NULL && tsr_comm_is_dead(mesh->copies_device));
+    if (!is_dead) {
+        tsr_comm_destroy(&mesh->copies_device);
+        tsr_comm_destroy(&mesh->copies);
     }
     for (int i = 3; i >= 0 && !is_dead; --i) {
         if (groups[i] != NULL && groups[i]->flat != NULL) {

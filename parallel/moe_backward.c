@@ -71,6 +71,9 @@ tsr_status moe_backward_input(tsr_layer *layer, const tsr_pass *pass, const floa
     moe_rows r = moe_rows_here(self, pass, &at, saved, &in, work);
 
     if (is_spread) {
+        if (self->spread->copies != NULL) {
+            TSR_TRY(moe_copies_ready(self));
+        }
         TSR_TRY(moe_spread_rows(self, pass, &r));
         TSR_TRY(moe_spread_gradients(self, pass, &r, dh));
         TSR_TRY(down_backward(self, pass, &r));
@@ -125,6 +128,9 @@ tsr_status moe_backward_weight(tsr_layer *layer, const tsr_pass *pass, const flo
 
     if (is_spread) {
         TSR_TRY(moe_spread_rows(self, pass, &r));
+    }
+    if (is_spread && self->spread->copies != NULL) {
+        TSR_TRY(moe_copies_gradients_sent(self)); /* the layer's before: the slots are shared */
     }
     TSR_TRY(moe_grouped(self, pass, &r, &self->down, TSR_GROUPED_WGRAD, r.h, r.dy));
     /* Copying the rows again is cheaper than keeping K copies of every token until now. */

@@ -108,7 +108,7 @@ static tsr_status run_experts(const moe_layer *self, const tsr_pass *pass, const
 {
     const tsr_swiglu_args swiglu = moe_swiglu_args(self, pass, r);
 
-    if (self->places == 0) {
+    if (moe_all_places(self) == 0) {
         return TSR_OK;
     }
     TSR_TRY(moe_permute(self, pass, r, r->x, false, r->copies));

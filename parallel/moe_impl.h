@@ -3,6 +3,7 @@
 #define TSR_PARALLEL_MOE_IMPL_H
 
 #include "collectives/dispatch.h"
+#include "collectives/sparse.h"
 #include "parallel/parallel.h"
 
 /* One of the two stacked matrices, [E,n,k]. */
@@ -25,9 +26,41 @@ typedef struct moe_layer {
     /* where experts are spread over ranks: */
     tsr_moe_spread *spread;  /* borrowed; NULL: they are not */
     tsr_dispatch_plan *plan; /* the last forward's way */
+    tsr_plan holders;        /* of the last forward: who has which experts */
+    int32_t *place;          /* [E,P] of each expert on each rank, -1: not there */
+    int32_t *turn;           /* [E] lane that the next token takes */
+    int64_t copies;          /* beyond the owners, on all ranks, in the last forward */
+    int64_t exposed_ns;      /* waited for copies since this was read */
     int32_t *lane_of;        /* [E] */
     tsr_growing kept;        /* from forward to backward_weight: see moe_rows */
 } moe_layer;
+
+/* What they share where experts have copies. */
+typedef struct moe_copies {
+    tsr_device *device; /* borrowed */
+    tsr_placement_policy policy;
+    tsr_comm *all; /* borrowed: for counts */
+    int ranks, rank, experts, slots, first_layer;
+    bool rematerializes;
+    int held_layer; /* whose copies are in the shared slots; -1: none */
+    tsr_planner *planner;
+    tsr_load_history *history;
+    tsr_worker *worker; /* on the host, else */
+    tsr_stream *stream; /* of the copies */
+    tsr_event *computed;
+    tsr_sparse *sparse;
+    void *weights; /* device memory: sets of slots, each [m,2F,D] then [m,D,F], dtype */
+    size_t set_bytes;
+    float *gradients;         /* the same in f32, one set */
+    int64_t part_bytes[2][2]; /* of weights, of gradients */
+    void **memory[2];         /* [E, 2] of the fetch and of the reduction under way */
+    tsr_sparse_call fetch, reduce;
+    int64_t *counts;          /* [P,E] */
+    int64_t *own, *predicted; /* [E] */
+    int64_t *next, *left;     /* [E] quotas */
+    int32_t *used;            /* [P] places taken */
+    int32_t to_rank;
+} moe_copies;
 
 /* What the layers of a stage share: one works at a time. */
 struct tsr_moe_spread {
@@ -35,6 +68,7 @@ struct tsr_moe_spread {
     tsr_dispatch *dispatch;
     const int32_t *owner; /* [L,E]; borrowed */
     int experts, ranks;
+    moe_copies *copies;       /* NULL: each expert is computed by its owner */
     tsr_growing scratch;      /* device: of moe_rows */
     tsr_growing chosen;       /* staging: index and weight [T,K] as they come from the device */
     tsr_growing lanes;        /* staging: i32 [T,K] */
@@ -129,9 +163,36 @@ tsr_status moe_permute(const moe_layer *self, const tsr_pass *pass, const moe_ro
 /* out [U,D] = base + sum of each unit's copies. */
 tsr_status moe_unpermute(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
                          const float *base, float *out);
-/* One of the three products of a stacked matrix. */
+/* Experts that may be here: own ones, then slots for copies. */
+int moe_all_places(const moe_layer *self);
+/* One of the three products of a stacked matrix, and of its copies. */
 tsr_status moe_grouped(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
                        const moe_matrix *matrix, tsr_grouped_pass which, void *x, void *y);
+
+/* ---- moe_copies.c: experts beside their owners; all collective on the expert group ---- */
+
+TSR_NODISCARD tsr_status moe_copies_create(const tsr_stage_options *options, moe_copies **out);
+void moe_copies_destroy(moe_copies **copies_p);
+TSR_NODISCARD tsr_status moe_copies_open(moe_layer *self);
+void moe_copies_close(moe_layer *self);
+
+/* Plan from past loads and start to fetch: before the attention of the layer's block. */
+TSR_NODISCARD tsr_status moe_copies_prepare(moe_layer *self, const tsr_pass *pass);
+/* Fetch the last forward's copies again, if others took their slots. */
+TSR_NODISCARD tsr_status moe_copies_prepare_backward(moe_layer *self, const tsr_pass *pass);
+/* Wait for what was started. */
+TSR_NODISCARD tsr_status moe_copies_ready(moe_layer *self);
+/* Lane of each choice: count of them, index as the gate gave it. */
+TSR_NODISCARD tsr_status moe_copies_lanes(moe_layer *self, const tsr_pass *pass,
+                                          const int32_t *index, int64_t count, int32_t *lanes);
+/* Start to add the copies' gradients to their owners'; wait until none is under way. */
+TSR_NODISCARD tsr_status moe_copies_send_gradients(moe_layer *self, const tsr_pass *pass);
+TSR_NODISCARD tsr_status moe_copies_gradients_sent(moe_layer *self);
+/* [m, n, k] of the slots. */
+void *moe_copies_weights(const moe_layer *self, const tsr_pass *pass, const moe_matrix *matrix);
+float *moe_copies_gradients(const moe_layer *self, const moe_matrix *matrix);
+/* A step's tokens [L,E] of all ranks. */
+void moe_copies_observe(moe_copies *c, const double *counts, int64_t layers);
 
 /* ---- moe_spread.c: experts on several ranks ---- */
 

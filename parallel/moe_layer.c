@@ -87,7 +87,7 @@ tsr_layer_bytes tsr_moe_layer_bytes(const tsr_layer_spec *spec, bool is_spread)
 
 tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass, tsr_moe_stats *stats_out)
 {
-    const moe_layer *self = (const moe_layer *)layer;
+    moe_layer *self = (moe_layer *)layer;
     const moe_figures at = moe_figures_layout(self->experts, pass->batch);
     const float *balance = tsr_place_at(self->figures, at.balance);
     const float *means = tsr_place_at(self->figures, at.score_means);
@@ -103,6 +103,14 @@ tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass, tsr_moe_s
         .z_loss = layer->config->router_z_loss_coef > 0.0 ? *z_squares : 0.0,
         .counts = tsr_place_at(self->figures, at.counts),
     };
+    if (self->spread != NULL) {
+        stats_out->computed = tsr_dispatch_plan_view(self->plan).lanes;
+        stats_out->copies = self->copies;
+        stats_out->exposed_ms = 1e-6 * (double)self->exposed_ns;
+        self->exposed_ns = 0;
+    } else {
+        stats_out->computed = tsr_pass_tokens(pass) * self->top_k;
+    }
     return TSR_OK;
 }
 
@@ -174,7 +182,7 @@ static tsr_status reserve_grouped(const moe_layer *self, const tsr_layer_spec *s
                                   .max_rows = rows,
                                   .n = matrix->n,
                                   .k = matrix->k,
-                                  .experts = self->places,
+                                  .experts = moe_all_places(self),
                                   .dtype = spec->dtype};
 
     TSR_TRY(tsr_op_grouped_gemm_reserve(spec->device, &args));
@@ -203,6 +211,7 @@ tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_moe_spread *spre
         "%lld rows of token copies in a micro-batch, at most %d: make train.micro_batch smaller",
         (long long)rows, INT32_MAX);
     TSR_TRY(tsr_linear_reserve(&made.gate, spec->device, spec->max_batch, spec->seq, spec->train));
+    made.spread = spread; /* for the number of places */
     TSR_TRY(reserve_grouped(&made, spec, &made.gate_up, most));
     TSR_TRY(reserve_grouped(&made, spec, &made.down, most));
     if (made.has_shared) {

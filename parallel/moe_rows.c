@@ -38,7 +38,7 @@ tsr_status moe_permute(const moe_layer *self, const tsr_pass *pass, const moe_ro
                                    .rows = to,
                                    .token_of = r->token_of,
                                    .offsets = r->offsets,
-                                   .experts = self->places,
+                                   .experts = moe_all_places(self),
                                    .width = self->base.config->hidden_size,
                                    .from_f32 = from_f32,
                                    .dtype = pass->dtype};
@@ -61,23 +61,48 @@ tsr_status moe_unpermute(const moe_layer *self, const tsr_pass *pass, const moe_
     return tsr_op_unpermute(pass->device, &args, pass->stream);
 }
 
+int moe_all_places(const moe_layer *self)
+{
+    const moe_copies *copies = self->spread != NULL ? self->spread->copies : NULL;
+
+    return self->places + (copies != NULL ? copies->slots : 0);
+}
+
+/* The experts that are this rank's own, or the copies in its slots. */
+static tsr_status run_grouped(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                              const moe_matrix *matrix, tsr_grouped_pass which, void *x, void *y,
+                              bool of_copies)
+{
+    const bool is_gradient = which == TSR_GROUPED_WGRAD;
+    tsr_grouped_gemm_args args = {.pass = which,
+                                  .x = x,
+                                  .y = y,
+                                  .offsets = r->offsets,
+                                  .max_rows = r->rows,
+                                  .n = matrix->n,
+                                  .k = matrix->k,
+                                  .experts = self->places,
+                                  .accumulate = is_gradient && pass->accumulate,
+                                  .dtype = pass->dtype};
+
+    if (of_copies) {
+        args.w = is_gradient ? moe_copies_gradients(self, matrix)
+                             : moe_copies_weights(self, pass, matrix);
+        args.offsets += self->places;
+        args.experts = self->spread->copies->slots;
+        args.accumulate = false;
+    } else {
+        args.w = is_gradient ? tsr_weights_gradient(pass->weights, matrix->param)
+                             : tsr_weights_value(pass->weights, matrix->param);
+    }
+    return tsr_op_grouped_gemm(pass->device, &args, pass->stream);
+}
+
 tsr_status moe_grouped(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
                        const moe_matrix *matrix, tsr_grouped_pass which, void *x, void *y)
 {
-    const bool is_gradient = which == TSR_GROUPED_WGRAD;
-    const tsr_grouped_gemm_args args = {
-        .pass = which,
-        .x = x,
-        .y = y,
-        .w = is_gradient ? tsr_weights_gradient(pass->weights, matrix->param)
-                         : tsr_weights_value(pass->weights, matrix->param),
-        .offsets = r->offsets,
-        .max_rows = r->rows,
-        .n = matrix->n,
-        .k = matrix->k,
-        .experts = self->places,
-        .accumulate = is_gradient && pass->accumulate,
-        .dtype = pass->dtype};
-
-    return tsr_op_grouped_gemm(pass->device, &args, pass->stream);
+    TSR_TRY(run_grouped(self, pass, r, matrix, which, x, y, false));
+    return moe_all_places(self) == self->places
+               ? TSR_OK
+               : run_grouped(self, pass, r, matrix, which, x, y, true);
 }

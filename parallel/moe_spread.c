@@ -34,11 +34,14 @@ tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_sprea
     spread->experts = (int)options->config->num_experts;
     spread->ranks = tsr_comm_size(group->flat);
     TSR_TRY_GOTO(tsr_dispatch_create(&dispatch, &spread->dispatch), err_free);
+    if (options->placement != TSR_PLACEMENT_EP) {
+        TSR_TRY_GOTO(moe_copies_create(options, &spread->copies), err_free);
+    }
     *out = spread;
     return TSR_OK;
 
 err_free:
-    tsr_mem_free(block);
+    tsr_moe_spread_destroy(&spread);
     return st;
 }
 
@@ -59,6 +62,7 @@ void tsr_moe_spread_destroy(tsr_moe_spread **spread_p)
     tsr_growing_free_staging(spread->device, &spread->lanes);
     tsr_growing_free_staging(spread->device, &spread->numbers);
     tsr_growing_free_staging(spread->device, &spread->unit_numbers);
+    moe_copies_destroy(&spread->copies);
     tsr_dispatch_destroy(&spread->dispatch);
     tsr_mem_free(spread);
     *spread_p = NULL;
@@ -80,11 +84,13 @@ tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread)
         }
         self->lane_of[e] = tsr_lane(owner[e], place);
     }
-    return tsr_dispatch_plan_create(spread->dispatch, &self->plan);
+    TSR_TRY(tsr_dispatch_plan_create(spread->dispatch, &self->plan));
+    return spread->copies != NULL ? moe_copies_open(self) : TSR_OK;
 }
 
 void moe_spread_close(moe_layer *self)
 {
+    moe_copies_close(self);
     tsr_dispatch_plan_destroy(&self->plan);
     tsr_growing_free_device(self->device, &self->kept);
     tsr_mem_free(self->lane_of);
@@ -167,11 +173,14 @@ tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass, const moe_
     TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, (size_t)count * sizeof(int32_t),
                                 &spread->lanes));
     int32_t *lanes = spread->lanes.memory;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count && spread->copies == NULL; ++i) {
         lanes[i] = self->lane_of[index[i]];
     }
-    TSR_TRY(tsr_dispatch_make(spread->dispatch, self->plan, lanes, weight, tokens, self->places,
-                              pass->stream));
+    if (spread->copies != NULL) {
+        TSR_TRY(moe_copies_lanes(self, pass, index, count, lanes));
+    }
+    TSR_TRY(tsr_dispatch_make(spread->dispatch, self->plan, lanes, weight, tokens,
+                              moe_all_places(self), pass->stream));
     TSR_TRY(moe_spread_rows(self, pass, rows_out));
     return tsr_dispatch_rows(spread->dispatch, self->plan, tsr_place_at(saved, at->x), false,
                              (void *)(uintptr_t)rows_out->x, pass->stream);

@@ -7,6 +7,7 @@
 
 #include "collectives/collectives.h"
 #include "parallel/cost_model.h"
+#include "parallel/experts.h"
 #include "parallel/loads.h"
 #include "parallel/placement.h"
 #include "parallel/topology.h"
@@ -69,6 +70,9 @@ typedef struct tsr_mesh {
     tsr_group dense;               /* holds the same dense parameters: dp * ep ranks */
     tsr_group expert;              /* holds one copy of all experts together: ep ranks */
     tsr_group replica;             /* holds the same experts: dp ranks; with ep = 1 it is dense */
+    tsr_comm *copies;        /* the expert group's ranks once more, for copies of experts beside the
+                                computation; NULL with placement ep */
+    tsr_comm *copies_device; /* the same by NCCL, if that is used */
 } tsr_mesh;
 
 /**
@@ -103,6 +107,9 @@ typedef struct tsr_moe_stats {
     double balance_loss; /* sum over sequences of E * sum_e f P, without coefficient */
     double z_loss;       /* sum over tokens of logsumexp^2, without coefficient; 0 when that is 0 */
     const int64_t *counts; /* [E] assignments of the last forward; host, borrowed from the layer */
+    int64_t computed;      /* (token, expert) pairs that this rank computed */
+    int64_t copies;        /* of experts, on all ranks of the group */
+    double exposed_ms;     /* waited for copies since the last call */
 } tsr_moe_stats;
 /** spread: what the layers of a stage share when their experts are on several ranks (borrowed); NULL:
  *  all experts are here. With it forward and backward are collective on the expert group, and a
@@ -133,6 +140,10 @@ typedef struct tsr_stage_options {
     const tsr_group *experts; /* of those ranks; may be NULL for tsr_stage_bytes() */
     const int32_t *owner;     /* [L,E] which of them has each expert */
     tsr_dispatch_choice dispatch;
+    /* experts beside their owners: */
+    tsr_placement_policy placement; /* ep: none, and the rest is not read */
+    const tsr_experts_config *copies;
+    tsr_comm *copies_comm; /* over the expert group and for this alone; takes the device's memory */
 } tsr_stage_options;
 
 /** What a stage's MoE layers share; options->experts must be there. Errors: TSR_ERR_ARG for a dispatch
@@ -149,12 +160,24 @@ typedef struct tsr_stage_sums {
     double aux_loss; /* over sequences: weighted balance and z losses, mean over MoE layers */
     int64_t tokens, sequences;
     double *counts; /* [L,E] assignments; caller's memory, may be NULL */
+    double *layers; /* [L, TSR_LAYER_FIGURES]; likewise */
 } tsr_stage_sums;
+
+/** Figures of a layer in tsr_stage_sums. */
+enum {
+    TSR_LAYER_COMPUTED = 0, /* pairs of token and expert computed on this rank */
+    TSR_LAYER_COPIES,       /* of experts beyond their owners, over micro-batches */
+    TSR_LAYER_EXPOSED_MS,   /* waited for copies */
+    TSR_LAYER_FIGURES
+};
 
 typedef struct tsr_stage tsr_stage;
 TSR_NODISCARD tsr_status tsr_stage_create(const tsr_stage_options *options,
                                           const tsr_weights *weights, tsr_stage **out);
 void tsr_stage_destroy(tsr_stage **stage_p);
+
+/** Tell the stage a finished step's tokens [L,E] of all ranks: placement goes by them. */
+void tsr_stage_observe(tsr_stage *stage, const double *counts);
 
 /** Device bytes of activations and scratch such a stage takes; nothing is allocated. */
 TSR_NODISCARD tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_t *bytes_out);

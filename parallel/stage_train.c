@@ -1,3 +1,4 @@
+#include "parallel/moe_impl.h"
 #include "parallel/stage_impl.h"
 
 tsr_pass stage_pass(const tsr_stage *stage, int64_t batch, int64_t seq)
@@ -31,11 +32,63 @@ static tsr_status forward_sublayer(tsr_stage *stage, const tsr_pass *pass, stage
                                stage_at(stage, stage->plan.work), stage_hidden(stage, use, i + 1));
 }
 
+/* The MoE layer of block l where experts have copies, else NULL. */
+static moe_layer *copies_of(const tsr_stage *stage, int64_t l)
+{
+    const tsr_model_config *config = stage->options.config;
+
+    if (stage->spread == NULL || stage->spread->copies == NULL || l < 0 ||
+        tsr_model_layer_is_dense(config, l)) {
+        return NULL;
+    }
+    return (moe_layer *)stage->layers[2 * l + 1];
+}
+
+/* Before the attention of block l, under which its experts' copies come. */
+static tsr_status begin_block(tsr_stage *stage, const tsr_pass *pass, int64_t l)
+{
+    moe_layer *moe = copies_of(stage, l);
+
+    return moe != NULL ? moe_copies_prepare(moe, pass) : TSR_OK;
+}
+
+/* Before the gradient of that attention: copies' gradients leave, the next block's copies come. A
+ * recomputed forward fetches them itself. */
+static tsr_status leave_block(tsr_stage *stage, const tsr_pass *pass, int64_t l)
+{
+    moe_layer *moe = copies_of(stage, l), *next = copies_of(stage, l - 1);
+
+    if (moe != NULL) {
+        TSR_TRY(moe_copies_send_gradients(moe, pass));
+    }
+    return next != NULL && stage->options.recompute == TSR_RECOMPUTE_NONE
+               ? moe_copies_prepare_backward(next, pass)
+               : TSR_OK;
+}
+
+/* Copies' gradients are with their owners. */
+static tsr_status end_backward(tsr_stage *stage)
+{
+    moe_layer *moe = copies_of(stage, stage->options.config->num_hidden_layers - 1);
+
+    return moe != NULL ? moe_copies_gradients_sent(moe) : TSR_OK;
+}
+
+void tsr_stage_observe(tsr_stage *stage, const double *counts)
+{
+    if (stage->spread != NULL && stage->spread->copies != NULL && counts != NULL) {
+        moe_copies_observe(stage->spread->copies, counts, stage->options.config->num_hidden_layers);
+    }
+}
+
 tsr_status stage_forward(tsr_stage *stage, const tsr_pass *pass, stage_use use)
 {
     TSR_TRY(tsr_embedding_forward(pass, stage->options.table, stage_at(stage, stage->plan.tokens),
                                   stage_hidden(stage, use, 0)));
     for (int64_t i = 0; i < 2 * stage->options.config->num_hidden_layers; ++i) {
+        if (i % 2 == 0) {
+            TSR_TRY(begin_block(stage, pass, i / 2));
+        }
         TSR_TRY(forward_sublayer(stage, pass, use, i));
     }
     return TSR_OK;
@@ -50,7 +103,10 @@ static tsr_status backward_sublayer(tsr_stage *stage, const tsr_pass *pass, int6
     void *saved = stage_saved(stage, STAGE_KEEP, i);
     void *work = stage_at(stage, stage->plan.work);
 
-    if (stage->options.recompute == TSR_RECOMPUTE_BLOCK && i % 2 == 1) {
+    if (i % 2 == 0) {
+        TSR_TRY(leave_block(stage, pass, i / 2));
+    } else if (stage->options.recompute == TSR_RECOMPUTE_BLOCK) {
+        TSR_TRY(begin_block(stage, pass, i / 2));
         TSR_TRY(forward_sublayer(stage, pass, STAGE_KEEP, i - 1));
         TSR_TRY(forward_sublayer(stage, pass, STAGE_KEEP, i));
     }
@@ -65,6 +121,7 @@ static tsr_status backward(tsr_stage *stage, const tsr_pass *pass, float *dh)
     for (int64_t i = 2 * config->num_hidden_layers - 1; i >= 0; --i) {
         TSR_TRY(backward_sublayer(stage, pass, i, dh));
     }
+    TSR_TRY(end_backward(stage));
     /* With tied embeddings the head has begun the table's gradient. */
     return tsr_embedding_backward(pass, stage->options.table, stage_at(stage, stage->plan.tokens),
                                   dh, pass->accumulate || config->tie_word_embeddings);
@@ -103,6 +160,13 @@ static tsr_status add_moe_sums(const tsr_stage *stage, const tsr_pass *pass, tsr
         for (int64_t e = 0; sums->counts != NULL && e < config->num_experts; ++e) {
             sums->counts[l * config->num_experts + e] += (double)stats.counts[e];
         }
+        if (sums->layers != NULL) {
+            double *figures = sums->layers + l * TSR_LAYER_FIGURES;
+
+            figures[TSR_LAYER_COMPUTED] += (double)stats.computed;
+            figures[TSR_LAYER_COPIES] += (double)stats.copies;
+            figures[TSR_LAYER_EXPOSED_MS] += stats.exposed_ms;
+        }
     }
     return TSR_OK;
 }
@@ -132,6 +196,7 @@ static tsr_status run_without_sequences(tsr_stage *stage, const tsr_pass *pass, 
     const bool again = stage->options.recompute == TSR_RECOMPUTE_BLOCK;
 
     for (int64_t l = config->first_k_dense_replace; l < config->num_hidden_layers; ++l) {
+        TSR_TRY(begin_block(stage, pass, l));
         TSR_TRY(forward_sublayer(stage, pass, use, 2 * l + 1));
     }
     for (int64_t l = config->num_hidden_layers - 1;
@@ -142,11 +207,16 @@ static tsr_status run_without_sequences(tsr_stage *stage, const tsr_pass *pass, 
         void *saved = stage_saved(stage, use, i), *work = stage_at(stage, stage->plan.work);
 
         if (again) {
+            TSR_TRY(begin_block(stage, pass, l));
             TSR_TRY(forward_sublayer(stage, pass, use, i));
         }
         TSR_TRY(layer->ops->backward_input(layer, pass, h, saved, work,
                                            stage_at(stage, stage->plan.dh)));
         TSR_TRY(layer->ops->backward_weight(layer, pass, h, saved, work));
+        TSR_TRY(leave_block(stage, pass, l));
+    }
+    if (use == STAGE_KEEP) {
+        TSR_TRY(end_backward(stage));
     }
     return tsr_stream_wait(pass->stream);
 }
@@ -162,7 +232,8 @@ static tsr_status run(tsr_stage *stage, const tsr_pass *pass, const int32_t *tok
               TSR_ERR_ARG, "%lld sequences, the stage takes %d to %lld", (long long)pass->batch,
               may_be_empty ? 0 : 1, (long long)stage->options.micro_batch);
     if (pass->batch == 0) {
-        return run_without_sequences(stage, pass, use);
+        TSR_TRY(run_without_sequences(stage, pass, use));
+        return add_moe_sums(stage, pass, sums);
     }
     TSR_TRY(send_tokens(stage, pass, tokens));
     TSR_TRY(stage_forward(stage, pass, use));

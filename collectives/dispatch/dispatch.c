@@ -309,6 +309,7 @@ static tsr_status expand(tsr_dispatch *d, tsr_dispatch_plan *plan, const slot *s
     memset(token_of, -1, row_bytes);
     memset(row_weight, 0, row_bytes);
     memcpy(next, offsets, offset_bytes);
+    int64_t lanes = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int32_t lane = slots[i].lane;
 
@@ -317,6 +318,7 @@ static tsr_status expand(tsr_dispatch *d, tsr_dispatch_plan *plan, const slot *s
             row_of[i] = (int32_t)next[lane % TSR_LANE_PLACES]++;
             token_of[row_of[i]] = (int32_t)(i / d->options.top_k);
             row_weight[row_of[i]] = slots[i].weight;
+            ++lanes;
         }
     }
     TSR_TRY(mirror_send(device, &plan->offsets, offset_bytes, stream));
@@ -325,6 +327,7 @@ static tsr_status expand(tsr_dispatch *d, tsr_dispatch_plan *plan, const slot *s
     TSR_TRY(mirror_send(device, &plan->row_of, (size_t)count * sizeof(int32_t), stream));
     plan->view = (tsr_dispatch_view){.units = units,
                                      .rows = rows,
+                                     .lanes = lanes,
                                      .offsets = mirror_on_device(&plan->offsets),
                                      .token_of = mirror_on_device(&plan->token_of),
                                      .row_of = mirror_on_device(&plan->row_of),
