@@ -280,12 +280,13 @@ static void drift(tsr_loads *l, int layer, int64_t step, double *out)
     double scale = l->options.drift * sqrt((1.0 + KEPT) / 2.0);
 
     memset(out, 0, (size_t)experts * sizeof *out);
-    for (int back = 0; scale > 0.0 && back < REMEMBERED; ++back, scale *= KEPT) {
+    for (int back = 0; scale > 0.0 && back < REMEMBERED; ++back) {
         tsr_rng_normal(key(l, "drift", layer), (uint64_t)((step + REMEMBERED - back) * experts),
                        experts, l->normal);
         for (int e = 0; e < experts; ++e) {
             out[e] += scale * (double)l->normal[e];
         }
+        scale *= KEPT;
     }
 }
 

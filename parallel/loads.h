@@ -20,18 +20,18 @@ typedef enum tsr_load_shape {
 
 typedef struct tsr_load_options {
     tsr_load_shape shape;
+    int period; /* steps that one expert is hot */
     double value;
-    int period;   /* steps that one expert is hot */
     double drift; /* deviation of the change of an expert's log share from step to step */
     double noise; /* deviation of a rank's log share of an expert from the mean of all ranks */
+    uint64_t seed;
     char path[TSR_TEXT_MAX];
     int layers, experts, ranks;
-    uint64_t seed;
 } tsr_load_options;
 
 /**
  * Read "even", "zipf:S", "maxmean:R", "hot:R" or "hot:R@PERIOD", "trace:FILE", each with
- * ",drift=X" and ",noise=X" behind; sets what the text says and leaves layers .. seed alone.
+ * ",drift=X" and ",noise=X" behind; sets what the text says and leaves sizes and seed alone.
  * Default: drift 0.22, noise 0.3 (deviations seen in traces of training), none of them for even
  * and trace.
  *
