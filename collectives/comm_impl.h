@@ -6,7 +6,7 @@
 #ifndef TSR_COMM_IMPL_H
 #define TSR_COMM_IMPL_H
 
-#include "collectives/collectives.h"
+#include "collectives/comm.h"
 
 enum {
     TSR_COMM_PIECE_BYTES = 8192, /* of one rank in all-reduce: scratch holds P of them */

@@ -10,11 +10,11 @@
  *
  * Rows are device memory, all else is host memory. The way kept in a plan serves as often as it is
  * needed: the gradient of what was combined is dispatched, that of what was dispatched combined.
- * Source: DeepSeek-AI 2024, arXiv:2412.19437, 3.2.2; DeepEP (dispatch and combine with a handle). */
+ * Source: DeepSeek-AI 2024, arXiv:2412.19437, 3.2.2; DeepEP (dispatch, combine, a handle). */
 #ifndef TSR_DISPATCH_H
 #define TSR_DISPATCH_H
 
-#include "collectives/collectives.h"
+#include "collectives/comm.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -2,7 +2,7 @@
 #ifndef TSR_MPI_BRIDGE_H
 #define TSR_MPI_BRIDGE_H
 
-#include "collectives/collectives.h"
+#include "collectives/comm.h"
 
 #include <mpi.h>
 

@@ -8,7 +8,7 @@
 #ifndef TSR_SPARSE_H
 #define TSR_SPARSE_H
 
-#include "collectives/collectives.h"
+#include "collectives/comm.h"
 #include "collectives/worker.h"
 
 #ifdef __cplusplus

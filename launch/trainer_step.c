@@ -19,7 +19,8 @@ enum {
     SUM_SLOTS = SUM_BYTES + TSR_TRAFFICS * TSR_LINKS
 };
 
-/* Where the layers' figures begin: what each rank computed [P,L], then sums [L, TSR_LAYER_FIGURES]. */
+/* Where the layers' figures begin: what each rank computed [P,L], then sums
+ * [L, TSR_LAYER_FIGURES]. */
 static int64_t figures_at(const trainer *t)
 {
     return SUM_SLOTS + tsr_comm_size(t->comm) + t->weights.layers * t->weights.experts;

@@ -5,7 +5,7 @@
 #ifndef TSR_PARALLEL_EXPERTS_H
 #define TSR_PARALLEL_EXPERTS_H
 
-#include "runtime/config.h"
+#include "runtime/runtime.h"
 
 #ifdef __cplusplus
 extern "C" {

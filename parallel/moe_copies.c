@@ -1,13 +1,14 @@
-/* Copies of experts beside their owners: planned from past loads, fetched under the attention before
- * the layer, shared out exactly after the gate, their gradients sent home under the attention after.
+/* Copies of experts beside their owners: planned from past loads, fetched under the attention
+ * before the layer, shared out exactly after the gate, their gradients sent home under the
+ * attention after.
  *
  *   forward   ... [fetch l ~~~~~~] gate l, shares, (spill), dispatch, experts l, combine ...
  *                 [attention l   ]
  *   backward  experts l  [gradients of copies l home ~~] [fetch l-1 ~~]  experts l-1 ...
  *                        [attention l                                 ]
  *
- * One set of slots serves all layers in turn (experts.rematerialize), or each has its own. Plans are
- * functions of counts that all ranks of the group know; nothing is agreed on.
+ * One set of slots serves all layers in turn (experts.rematerialize), or each has its own. Plans
+ * are functions of counts that all ranks of the group know; nothing is agreed on.
  * Source: Hecate, arXiv:2502.02581, sections 3 and 4; spill after the gate: ours. */
 #include "parallel/moe_impl.h"
 

@@ -2,8 +2,6 @@
 #ifndef TSR_PARALLEL_MOE_IMPL_H
 #define TSR_PARALLEL_MOE_IMPL_H
 
-#include "collectives/dispatch.h"
-#include "collectives/sparse.h"
 #include "parallel/parallel.h"
 
 /* One of the two stacked matrices, [E,n,k]. */

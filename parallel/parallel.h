@@ -111,9 +111,9 @@ typedef struct tsr_moe_stats {
     int64_t copies;        /* of experts, on all ranks of the group */
     double exposed_ms;     /* waited for copies since the last call */
 } tsr_moe_stats;
-/** spread: what the layers of a stage share when their experts are on several ranks (borrowed); NULL:
- *  all experts are here. With it forward and backward are collective on the expert group, and a
- *  rank without sequences takes part with batch = 0. */
+/** spread: what the layers of a stage share when their experts are on several ranks (borrowed);
+ *  NULL: all experts are here. With it forward and backward are collective on the expert group, and
+ *  a rank without sequences takes part with batch = 0. */
 typedef struct tsr_moe_spread tsr_moe_spread;
 TSR_NODISCARD tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_moe_spread *spread,
                                               tsr_layer **out);
@@ -146,8 +146,8 @@ typedef struct tsr_stage_options {
     tsr_comm *copies_comm; /* over the expert group and for this alone; takes the device's memory */
 } tsr_stage_options;
 
-/** What a stage's MoE layers share; options->experts must be there. Errors: TSR_ERR_ARG for a dispatch
- *  that the group's nodes do not allow, TSR_ERR_NOMEM. */
+/** What a stage's MoE layers share; options->experts must be there.
+ *  Errors: TSR_ERR_ARG for a dispatch that the group's nodes do not allow, TSR_ERR_NOMEM. */
 TSR_NODISCARD tsr_status tsr_moe_spread_create(const tsr_stage_options *options,
                                                tsr_moe_spread **out);
 void tsr_moe_spread_destroy(tsr_moe_spread **spread_p);

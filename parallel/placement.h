@@ -6,7 +6,7 @@
 #ifndef TSR_PARALLEL_PLACEMENT_H
 #define TSR_PARALLEL_PLACEMENT_H
 
-#include "collectives/sparse.h"
+#include "collectives/collectives.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,5 +1,5 @@
-/* Device and staging memory whose size is known only when tokens have chosen their experts: it grows
- * when it is too small, and settles after a few steps. */
+/* Device and staging memory whose size is known only when tokens have chosen their experts: it
+ * grows when it is too small, and settles after a few steps. */
 #ifndef TSR_RUNTIME_GROWING_H
 #define TSR_RUNTIME_GROWING_H
 
@@ -15,9 +15,9 @@ typedef struct tsr_growing {
     size_t room; /* bytes */
 } tsr_growing;
 
-/** Make room for `bytes` in device memory, or in the staging memory of a device. What the block held
- *  is lost when it grows; nothing that is queued may need it. Errors: those of the allocation; the
- *  block is empty then. */
+/** Make room for `bytes` in device memory, or in the staging memory of a device. What the block
+ *  held is lost when it grows; nothing that is queued may need it. Errors: those of the allocation;
+ *  the block is empty then. */
 TSR_NODISCARD tsr_status tsr_growing_device(tsr_device *device, tsr_mem_tag tag, size_t bytes,
                                             tsr_growing *block);
 TSR_NODISCARD tsr_status tsr_growing_staging(tsr_device *device, tsr_mem_tag tag, size_t bytes,

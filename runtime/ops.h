@@ -250,7 +250,8 @@ typedef struct tsr_permute_args {
 TSR_NODISCARD tsr_status tsr_op_permute(tsr_device *device, const tsr_permute_args *args,
                                         tsr_stream *stream);
 
-/** out[t] = (base[t] or 0) + sum over k, in that order, of rows[row_of[t,k]]; row_of of -1: none. */
+/** out[t] = (base[t] or 0) + sum over k, in that order, of rows[row_of[t,k]]; none for a row
+ *  of -1. */
 typedef struct tsr_unpermute_args {
     const void *rows; /* [R,D], dtype */
     const int32_t *row_of;
@@ -263,7 +264,8 @@ typedef struct tsr_unpermute_args {
 TSR_NODISCARD tsr_status tsr_op_unpermute(tsr_device *device, const tsr_unpermute_args *args,
                                           tsr_stream *stream);
 
-/** out[i] = rows[row_of[i]] for i < count, 0 where row_of is -1: brings per-row gradients back to token order. */
+/** out[i] = rows[row_of[i]] for i < count, 0 where row_of is -1: brings per-row gradients back to
+ *  token order. */
 TSR_NODISCARD tsr_status tsr_op_gather_f32(tsr_device *device, const float *rows,
                                            const int32_t *row_of, int64_t count, float *out,
                                            tsr_stream *stream);

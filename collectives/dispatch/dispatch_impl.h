@@ -4,7 +4,6 @@
 
 #include "collectives/comm_impl.h"
 #include "collectives/dispatch.h"
-#include "runtime/growing.h"
 
 enum { MOST_STAGES = 2 };
 

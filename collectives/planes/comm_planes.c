@@ -3,8 +3,8 @@
  *
  *   all-gather       rail first: (0,0) (1,0) (2,0) have each other's parts; then each node's ranks
  *                    hand on what they have
- *   reduce-scatter   node first: at place l the node's sums of what is for place l on any node; then
- *                    the rail adds the nodes'
+ *   reduce-scatter   node first: at place l the node's sums of what is for place l on any node;
+ *                    then the rail adds the nodes'
  *
  * A rank is (node, local); its number in whole is `at[node * places + local]`. */
 #include "collectives/comm_impl.h"
