@@ -78,8 +78,8 @@ TSR_NODISCARD tsr_status tsr_device_alloc(tsr_device *device, tsr_mem_tag tag, s
                                           void **out);
 void tsr_device_free(tsr_device *device, void *block);
 
-/** Largest sum of such blocks so far, in bytes; 0 where they are host memory, which the resident set
- *  counts. What CUDA and its libraries take for themselves is not in it. */
+/** Largest sum of such blocks so far, in bytes; 0 where they are host memory, which the resident
+ *  set counts. What CUDA and its libraries take for themselves is not in it. */
 size_t tsr_device_peak_bytes(const tsr_device *device);
 
 /** Host memory that copies from and to this device run fastest with (pinned where that matters). */

@@ -1,5 +1,5 @@
-/* What the tests of collectives on device memory share: an emulated GPU, a communicator by NCCL over
- * one by MPI, and a vector on both sides. */
+/* What the tests of collectives on device memory share: an emulated GPU, a communicator by NCCL
+ * over one by MPI, and a vector on both sides. */
 #ifndef TSR_TEST_COMM_FIXTURE_H
 #define TSR_TEST_COMM_FIXTURE_H
 

@@ -14,8 +14,8 @@ enum { PLANTED_THREADS = 96 };
 
 /* One block of PLANTED_THREADS: y[t] = x[t + 1] (around), exchanged through shared memory. */
 cudaError_t planted_rotate(const float *x, float *y, bool has_barrier, cudaStream_t stream);
-/* One block of PLANTED_THREADS: y[t] = sum over tiles of x[tile, t + 32] (around), through a ring of
- * 3 slots of shared memory with one barrier a tile; 2 slots would need two barriers. */
+/* One block of PLANTED_THREADS: y[t] = sum over tiles of x[tile, t + 32] (around), through a ring
+ * of 3 slots of shared memory with one barrier a tile; 2 slots would need two barriers. */
 enum { PLANTED_TILES = 6 };
 cudaError_t planted_ring(const float *x, float *y, int slots, cudaStream_t stream);
 /* y[i] = i for i < count, for a block that is smaller: writes past it. */
