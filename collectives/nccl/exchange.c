@@ -211,6 +211,10 @@ static bool is_through(const exchange *x)
 static tsr_status run(exchange *x, int at_once)
 {
     const int size = x->self->base.size;
+
+    if (at_once == 0) {
+        return TSR_OK; /* a rank alone */
+    }
     at_once = at_once < MOST_CALLS / 2 ? at_once : MOST_CALLS / 2;
     const int64_t share = x->self->buffer_bytes / at_once;
 
@@ -236,9 +240,6 @@ tsr_status nccl_exchange_on(tsr_comm *comm, const tsr_exchange *what, tsr_stream
 
     TSR_TRY(nccl_begin(self, x.operation, kind,
                        self->options.checks_order ? balance(self, what) : 0, stream));
-    if (comm->size == 1) {
-        return TSR_OK;
-    }
     return run(&x, what->sums ? 1 : comm->size - 1);
 }
 

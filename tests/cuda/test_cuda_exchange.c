@@ -199,7 +199,7 @@ static bool swap_in_pair(fixture *f, groups *g)
 static void groups_of_other_ranks_keep_their_own_order(void **state)
 {
     const tsr_nccl_options options = {.buffer_bytes = BUFFER_BYTES, .checks_order = true};
-    groups g;
+    groups g = {0};
     fixture f;
 
     (void)state;
