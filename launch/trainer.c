@@ -22,21 +22,22 @@ static tsr_stage_options stage_options(const settings *s, const tsr_param_table 
     };
 }
 
-static int64_t micro_batch_of(const settings *s, int ranks, int rank, int64_t *begin, int64_t *end)
+/* Sequences that a rank runs at once: equal on all, so that all make as many passes. */
+static int64_t micro_batch_of(const settings *s, int ranks)
 {
-    tsr_batch_share(s->train.global_batch, ranks, rank, begin, end);
-    const int64_t share = *end - *begin;
-    return s->train.micro_batch > 0 && s->train.micro_batch < share ? s->train.micro_batch : share;
+    int64_t begin = 0, largest = 0;
+
+    tsr_batch_share(s->train.global_batch, ranks, 0, &begin, &largest);
+    return s->train.micro_batch > 0 && s->train.micro_batch < largest ? s->train.micro_batch
+                                                                      : largest;
 }
 
 int64_t trainer_passes(const trainer *t, int64_t sequences)
 {
-    const int ranks = t->mesh.dp * t->mesh.ep;
-    int64_t begin = 0, end = 0;
-    const int64_t smallest = micro_batch_of(t->s, ranks, ranks - 1, &begin, &end);
+    int64_t begin = 0, largest = 0;
 
-    tsr_batch_share(sequences, ranks, 0, &begin, &end);
-    return (end - begin + smallest - 1) / smallest;
+    tsr_batch_share(sequences, t->mesh.dp * t->mesh.ep, 0, &begin, &largest);
+    return (largest + t->micro_batch - 1) / t->micro_batch;
 }
 
 /* The whole table, who holds which experts, and what expert rank `part` holds. */
@@ -67,13 +68,12 @@ tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh, trainer_pla
     int32_t *owner = NULL;
     tsr_device *device = NULL;
     trainer_plan plan = {0};
-    int64_t begin = 0, end = 0;
     tsr_status st = TSR_OK;
 
     group_sizes(mesh, sizes);
     TSR_TRY_GOTO(make_tables(s, mesh->ep, 0, &table, &owner, &local), done);
     TSR_TRY_GOTO(tsr_device_open("cpu", 1, &device), done);
-    const int64_t micro = micro_batch_of(s, mesh->dp * mesh->ep, 0, &begin, &end);
+    const int64_t micro = micro_batch_of(s, mesh->dp * mesh->ep);
     const tsr_stage_options options = stage_options(s, &local, device, micro, mesh->ep);
     TSR_TRY_GOTO(tsr_stage_bytes(&options, &plan.activations), done);
     for (int g = 0; g < TSR_GROUPS; ++g) {
@@ -104,8 +104,9 @@ static tsr_status create_local(trainer *t, int threads)
     TSR_TRY(tsr_stream_create(t->device, &t->stream));
     TSR_TRY(make_tables(s, mesh->ep, mesh->ep_rank, &t->table, &t->owner, &t->local));
     TSR_TRY(tsr_weights_create(&s->model, &t->local, t->device, t->dtype, true, &t->weights));
-    t->micro_batch =
-        micro_batch_of(s, mesh->dp * mesh->ep, position, &t->share_begin, &t->share_end);
+    t->micro_batch = micro_batch_of(s, mesh->dp * mesh->ep);
+    tsr_batch_share(s->train.global_batch, mesh->dp * mesh->ep, position, &t->share_begin,
+                    &t->share_end);
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_DATA, t->micro_batch * (s->data.seq_len + 1),
                                 sizeof *t->tokens, (void **)&t->tokens));
     if (t->weights.router_bias != NULL) {

@@ -7,8 +7,8 @@
 /* Length of what a step sums over ranks. */
 int64_t trainer_totals_count(const trainer *t);
 
-/* Passes that every rank makes for `sequences` of all together, whatever it has itself, for its
- * experts serve others: enough for the largest share in the smallest micro-batches. */
+/* Passes that every rank makes for `sequences` of all together: those of the largest share, for
+ * experts serve others. */
 int64_t trainer_passes(const trainer *t, int64_t sequences);
 
 /* Bring the router's bias to the device. */
