@@ -131,12 +131,14 @@ same_again() {
     close $ROUNDING again.1 again.2
 }
 
-# Both ranks on GPU 0: what they exchange goes through pinned memory and MPI.
+# Both ranks on GPU 0: what they exchange goes through pinned memory and MPI, as NCCL refuses that.
 two_ranks() {
-    train two.cpu 0 --set run.device=cpu
+    local name=$1
+    shift
+    train "$name.cpu" 0 --set run.device=cpu
     [ $kind = emulated ] || export TESSERA_CUDA=cuda:0
-    train two.cuda 2 --set run.device=cuda
-    close $ROUNDING two.cpu two.cuda
+    train "$name.cuda" 2 --set run.device=cuda --set parallel.collectives=mpi "$@"
+    close $ROUNDING "$name.cpu" "$name.cuda"
 }
 
 resumed() {
@@ -238,7 +240,8 @@ else
     check step-bf16 same_as_cpu $ROUNDING_BF16 bf16 --set precision.compute=bf16
     check step-bf16-aligned same_as_cpu $ROUNDING_BF16 aligned "${ALIGNED[@]}"
     check same-run-repeats same_again
-    check two-ranks-one-gpu two_ranks
+    check two-ranks-one-gpu two_ranks two
+    check experts-on-two-ranks two_ranks experts --set parallel.ep=2
     check resume-on-cuda resumed cuda 0 $ROUNDING
     check checkpoint-cuda-cpu-cuda crossing
     check evaluation evaluated cuda cpu
