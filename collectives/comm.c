@@ -261,14 +261,20 @@ static tsr_status begin_all_gather_parts(tsr_comm *comm, size_t element_bytes, c
 tsr_status tsr_comm_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
 {
     TSR_TRY(begin_reduce_scatter(comm, cuts));
-    return comm->ops->reduce_scatter_f32(comm, values, cuts);
+    const int64_t span = tsr_trace_begin();
+    const tsr_status st = comm->ops->reduce_scatter_f32(comm, values, cuts);
+    tsr_trace_end(TSR_TRACE_EXCHANGE, "reduce_scatter", comm->size, span);
+    return st;
 }
 
 tsr_status tsr_comm_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
                                      const int64_t *cuts)
 {
     TSR_TRY(begin_all_gather_parts(comm, element_bytes, cuts));
-    return comm->ops->all_gather_parts(comm, values, element_bytes, cuts);
+    const int64_t span = tsr_trace_begin();
+    const tsr_status st = comm->ops->all_gather_parts(comm, values, element_bytes, cuts);
+    tsr_trace_end(TSR_TRACE_EXCHANGE, "all_gather", comm->size, span);
+    return st;
 }
 
 static tsr_status check_segments(const tsr_comm *comm, const tsr_segment *segments,
@@ -306,6 +312,12 @@ static tsr_status begin_exchange(tsr_comm *comm, const tsr_exchange *x)
     return TSR_OK;
 }
 
+/* Copies of experts move beside the computation: their own row in traces. */
+static bool is_copies(tsr_traffic purpose)
+{
+    return purpose == TSR_TRAFFIC_SPARSE_ALL_GATHER || purpose == TSR_TRAFFIC_SPARSE_REDUCE_SCATTER;
+}
+
 static tsr_status check_has_exchange(const tsr_comm *comm, bool has)
 {
     TSR_CHECK(
@@ -320,7 +332,11 @@ tsr_status tsr_comm_exchange(tsr_comm *comm, const tsr_exchange *exchange)
 {
     TSR_TRY(check_has_exchange(comm, comm->ops->exchange != NULL));
     TSR_TRY(begin_exchange(comm, exchange));
-    return comm->ops->exchange(comm, exchange);
+    const int64_t span = tsr_trace_begin();
+    const tsr_status st = comm->ops->exchange(comm, exchange);
+    tsr_trace_end(is_copies(exchange->purpose) ? TSR_TRACE_BACKGROUND : TSR_TRACE_EXCHANGE,
+                  tsr_traffic_name(exchange->purpose), comm->size, span);
+    return st;
 }
 
 tsr_status tsr_comm_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)

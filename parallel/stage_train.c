@@ -27,9 +27,34 @@ tsr_status stage_check_tokens(const tsr_stage *stage, const int32_t *tokens, int
 static tsr_status forward_sublayer(tsr_stage *stage, const tsr_pass *pass, stage_use use, int64_t i)
 {
     tsr_layer *layer = stage->layers[i];
+    const int64_t span = tsr_trace_begin();
+    const tsr_status st =
+        layer->ops->forward(layer, pass, stage_hidden(stage, use, i), stage_saved(stage, use, i),
+                            stage_at(stage, stage->plan.work), stage_hidden(stage, use, i + 1));
 
-    return layer->ops->forward(layer, pass, stage_hidden(stage, use, i), stage_saved(stage, use, i),
-                               stage_at(stage, stage->plan.work), stage_hidden(stage, use, i + 1));
+    tsr_trace_end(TSR_TRACE_COMPUTE, layer->ops->name, layer->index, span);
+    return st;
+}
+
+/* Both gradients of one sublayer. */
+static tsr_status backward_layer(tsr_stage *stage, const tsr_pass *pass, int64_t i, float *dh)
+{
+    tsr_layer *layer = stage->layers[i];
+    const float *h = stage_hidden(stage, STAGE_KEEP, i);
+    void *saved = stage_saved(stage, STAGE_KEEP, i);
+    void *work = stage_at(stage, stage->plan.work);
+    int64_t span = tsr_trace_begin();
+
+    TSR_TRY(layer->ops->backward_input(layer, pass, h, saved, work, dh));
+    tsr_trace_end(TSR_TRACE_COMPUTE,
+                  i % 2 == 0 ? "attention backward_input" : "feed-forward backward_input",
+                  layer->index, span);
+    span = tsr_trace_begin();
+    TSR_TRY(layer->ops->backward_weight(layer, pass, h, saved, work));
+    tsr_trace_end(TSR_TRACE_COMPUTE,
+                  i % 2 == 0 ? "attention backward_weight" : "feed-forward backward_weight",
+                  layer->index, span);
+    return TSR_OK;
 }
 
 /* The MoE layer of block l where experts have copies, else NULL. */
@@ -74,6 +99,20 @@ static tsr_status end_backward(tsr_stage *stage)
     return moe != NULL ? moe_copies_gradients_sent(moe) : TSR_OK;
 }
 
+void tsr_stage_bias_gates(tsr_stage *stage, const float *bias)
+{
+    const tsr_stage_options *options = &stage->options;
+    const int64_t layer_cells =
+        options->micro_batch * options->seq_len * options->config->num_experts;
+
+    for (int64_t l = options->config->first_k_dense_replace; l < options->config->num_hidden_layers;
+         ++l) {
+        moe_layer *moe = (moe_layer *)stage->layers[2 * l + 1];
+
+        moe->gate_bias = bias != NULL ? bias + l * layer_cells : NULL;
+    }
+}
+
 void tsr_stage_observe(tsr_stage *stage, const double *counts)
 {
     if (stage->spread != NULL && stage->spread->copies != NULL && counts != NULL) {
@@ -94,15 +133,10 @@ tsr_status stage_forward(tsr_stage *stage, const tsr_pass *pass, stage_use use)
     return TSR_OK;
 }
 
-/* Both gradients of one sublayer. With recomputation a block's activations are made again first:
+/* The way back through one sublayer. With recomputation a block's activations are made again first:
  * its output is written over itself with equal bits. */
 static tsr_status backward_sublayer(tsr_stage *stage, const tsr_pass *pass, int64_t i, float *dh)
 {
-    tsr_layer *layer = stage->layers[i];
-    const float *h = stage_hidden(stage, STAGE_KEEP, i);
-    void *saved = stage_saved(stage, STAGE_KEEP, i);
-    void *work = stage_at(stage, stage->plan.work);
-
     if (i % 2 == 0) {
         TSR_TRY(leave_block(stage, pass, i / 2));
     } else if (stage->options.recompute == TSR_RECOMPUTE_BLOCK) {
@@ -110,8 +144,7 @@ static tsr_status backward_sublayer(tsr_stage *stage, const tsr_pass *pass, int6
         TSR_TRY(forward_sublayer(stage, pass, STAGE_KEEP, i - 1));
         TSR_TRY(forward_sublayer(stage, pass, STAGE_KEEP, i));
     }
-    TSR_TRY(layer->ops->backward_input(layer, pass, h, saved, work, dh));
-    return layer->ops->backward_weight(layer, pass, h, saved, work);
+    return backward_layer(stage, pass, i, dh);
 }
 
 static tsr_status backward(tsr_stage *stage, const tsr_pass *pass, float *dh)
@@ -202,17 +235,12 @@ static tsr_status run_without_sequences(tsr_stage *stage, const tsr_pass *pass, 
     for (int64_t l = config->num_hidden_layers - 1;
          use == STAGE_KEEP && l >= config->first_k_dense_replace; --l) {
         const int64_t i = 2 * l + 1;
-        tsr_layer *layer = stage->layers[i];
-        const float *h = stage_hidden(stage, use, i);
-        void *saved = stage_saved(stage, use, i), *work = stage_at(stage, stage->plan.work);
 
         if (again) {
             TSR_TRY(begin_block(stage, pass, l));
             TSR_TRY(forward_sublayer(stage, pass, use, i));
         }
-        TSR_TRY(layer->ops->backward_input(layer, pass, h, saved, work,
-                                           stage_at(stage, stage->plan.dh)));
-        TSR_TRY(layer->ops->backward_weight(layer, pass, h, saved, work));
+        TSR_TRY(backward_layer(stage, pass, i, stage_at(stage, stage->plan.dh)));
         TSR_TRY(leave_block(stage, pass, l));
     }
     if (use == STAGE_KEEP) {
