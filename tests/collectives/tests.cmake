@@ -18,3 +18,6 @@ endforeach()
 tsr_add_mpi_test(collectives.dispatch
   SOURCES collectives/test_dispatch.c
   RANKS 1 2 3 4 6)
+tsr_add_mpi_test(collectives.planes
+  SOURCES collectives/test_planes.c
+  RANKS 1 2 3 4 6)
