@@ -405,10 +405,11 @@ static void take_turns(moe_layer *self, const tsr_quotas *quotas, const int32_t 
 
         while (c->left[e] == 0) { /* quotas sum to the counts: there is another one */
             const tsr_quota *q = &quotas->quota[c->next[e]++];
-            c->left[e] = q->source == c->rank ? q->tokens : 0;
-            c->to_rank = holding->rank[q->at];
-            if (c->left[e] > 0) {
-                self->turn[e] = tsr_lane(c->to_rank, *place_at(self, e, c->to_rank));
+            if (q->source == c->rank) {
+                const int32_t to = holding->rank[q->at];
+
+                c->left[e] = q->tokens;
+                self->turn[e] = tsr_lane(to, *place_at(self, e, to));
             }
         }
         --c->left[e];
