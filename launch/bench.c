@@ -5,9 +5,9 @@
 #include <string.h>
 
 static const cli_option bench_options[] = {
-    {"steps", "N", "step: timed steps, after two to warm up (8)"},
+    {"steps", "N", "step: timed steps, after two to warm up (8); imbalance: after six (10)"},
     {"profile", NULL, "step: add a table of operators: time, rate"},
-    {"set", "section.key=value", "step: override one key of the run file"},
+    {"set", "section.key=value", "step, imbalance: override one key of the run file"},
     {"device", "NAME", "ops: auto, cpu, cuda, or one by name, as cpu:avx2 or cuda:1 (auto)"},
     {"threads", "N", "ops: threads (the cores this process may use)"},
     {"rounds", "N", "ops: timed rounds of each case (20)"},
@@ -16,12 +16,13 @@ static const cli_option bench_options[] = {
     {"load", "SHAPE", "imbalance: even, zipf:S, maxmean:R, hot:R@PERIOD or trace:FILE (zipf:0.8)"},
     {"policy", "NAME", "imbalance: ep, shadow, swap, eplb, fssdp, quota or all (all)"},
     {"modelled", NULL, "imbalance: by the cost model, for clusters that are not here"},
-    {"ranks", "N,...", "imbalance: GPUs, whole nodes (32)"},
-    {"cluster", "NAME", "imbalance: v100, a100 or h100 (h100)"},
-    {"model", "NAME", "imbalance: gpt-moe-s or -l, bert-moe, bert-moe-deep, fine or large (fine)"},
+    {"ranks", "N,...", "modelled: GPUs, whole nodes (32)"},
+    {"cluster", "NAME", "modelled: v100, a100 or h100 (h100)"},
+    {"model", "NAME", "modelled: gpt-moe-s or -l, bert-moe, bert-moe-deep, fine or large (fine)"},
     {"experts", "N", "imbalance: of a layer (the model's)"},
-    {"slots", "N", "imbalance: copies a rank has room for (one more than are hidden, <= 9)"},
-    {"rematerialize", NULL, "imbalance: copies are dropped after forward and come again"},
+    {"slots", "N",
+     "imbalance: copies a rank has room for (experts.slots; modelled: by what is hidden)"},
+    {"rematerialize", NULL, "modelled: copies are dropped after forward and come again"},
     {"json", NULL, "print one JSON object on stdout"},
     {NULL, NULL, NULL},
 };
@@ -58,13 +59,18 @@ static int run_bench(const cli_values *values, world *w)
 
 const cli_command cli_bench = {
     .name = "bench",
-    .arguments = "step RUN.ini [--steps N] | ops | imbalance --modelled",
+    .arguments = "step RUN.ini [--steps N] | ops | imbalance [--modelled]",
     .summary = "Time training steps on random tokens, or single operators; compare placements.",
     .details =
         "step needs no data and writes no files. ops checks each operator against its plain twin\n"
         "first, then reports its rate and its share of the bound measured in the same run.\n"
         "imbalance sets policies of expert placement against plain expert parallelism (ep) and\n"
-        "against loads that are even.\n",
+        "against loads that are even, on 2 or more ranks: a small model (change it by --set) for\n"
+        "each, on the same tokens, which a generator sends to the experts in place of the gates.\n"
+        "Its times count only where each rank has a core of its own: ranks that share cores are\n"
+        "balanced by the system, whatever the placement. `by balance` is the share of the speed\n"
+        "with even loads that max/mean alone allows: a projection, on any number of cores.\n"
+        "With --modelled nothing is run: the plans go through a cost model of a cluster.\n",
     .min_positional = 1,
     .max_positional = 2,
     .options = bench_options,

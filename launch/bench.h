@@ -11,8 +11,12 @@ TSR_NODISCARD tsr_status bench_step(const cli_values *values, world *w);
 /** Hot operators of the device against their plain twins, then timed. */
 TSR_NODISCARD tsr_status bench_ops(const cli_values *values, world *w);
 
-/** Policies of expert placement under uneven loads. */
+/** Policies of expert placement under uneven loads: on these ranks, or by the cost model. */
 TSR_NODISCARD tsr_status bench_imbalance(const cli_values *values, world *w);
+TSR_NODISCARD tsr_status bench_imbalance_real(const cli_values *values, world *w);
+
+/** A trainer_source: random tokens; context is the settings. */
+TSR_NODISCARD tsr_status bench_random_sample(void *context, int64_t index, int32_t *tokens_out);
 
 /** Median of count values; sorts them. */
 double bench_median(double *values, int count);

@@ -1,4 +1,5 @@
-/* `tessera bench imbalance`: every policy of placement against ep and against even loads. */
+/* `tessera bench imbalance --modelled`: every policy of placement against ep and against even
+ * loads, by the cost model. */
 #include "launch/bench.h"
 #include "launch/imbalance.h"
 
@@ -47,13 +48,8 @@ static tsr_status read_ranks(const char *text, request *r)
 
 static tsr_status read_request(const cli_values *values, request *r)
 {
-    const char *policy = text_or(values, "policy", "all");
-    tsr_placement_policy one = TSR_PLACEMENT_POLICIES;
     int64_t experts = 0;
 
-    TSR_CHECK(values->positional_count == 1, TSR_ERR_ARG, "bench imbalance: takes no run file");
-    TSR_CHECK(cli_get(&cli_bench, values, "modelled") != NULL, TSR_ERR_UNSUPPORTED,
-              "bench imbalance: only the cost model is built: say --modelled");
     TSR_TRY(imbalance_find_cluster(text_or(values, "cluster", "h100"), &r->cluster));
     TSR_TRY(imbalance_find_shape(text_or(values, "model", "fine"), &r->shape));
     r->base.cluster = r->cluster->cluster;
@@ -67,12 +63,7 @@ static tsr_status read_request(const cli_values *values, request *r)
     r->load = text_or(values, "load", "zipf:0.8");
     r->base.load.seed = 1;
     TSR_TRY(tsr_load_parse(r->load, &r->base.load));
-    if (strcmp(policy, "all") != 0) {
-        TSR_TRY(tsr_placement_find(policy, &one));
-    }
-    for (int i = 0; i < TSR_PLACEMENT_POLICIES; ++i) {
-        r->is_wanted[i] = one == TSR_PLACEMENT_POLICIES || i == (int)one;
-    }
+    TSR_TRY(imbalance_find_policies(text_or(values, "policy", "all"), r->is_wanted));
     return read_ranks(text_or(values, "ranks", "32"), r);
 }
 
@@ -189,6 +180,10 @@ tsr_status bench_imbalance(const cli_values *values, world *w)
     static request r; /* large: holds a path */
     json_t *groups = NULL;
 
+    TSR_CHECK(values->positional_count == 1, TSR_ERR_ARG, "bench imbalance: takes no run file");
+    if (cli_get(&cli_bench, values, "modelled") == NULL) {
+        return bench_imbalance_real(values, w);
+    }
     r = (request){.sizes = 0};
     TSR_TRY(read_request(values, &r));
     TSR_CHECK(tsr_comm_size(w->comm) == 1, TSR_ERR_ARG,

@@ -6,7 +6,7 @@
 
 enum { WARM_UP = 2, PROFILED = 2, MAX_STEPS = 10000 };
 
-static tsr_status random_sample(void *context, int64_t index, int32_t *tokens_out)
+tsr_status bench_random_sample(void *context, int64_t index, int32_t *tokens_out)
 {
     const settings *s = context;
     const uint64_t key = tsr_rng_key((uint64_t)s->run.seed, "bench");
@@ -26,7 +26,7 @@ static tsr_status run_steps(trainer *t, int steps, double *ms, step_result *last
     const step_flags flags = {0};
 
     for (int i = 0; i < steps; ++i) {
-        TSR_TRY(trainer_step(t, random_sample, (void *)t->s, &flags, last));
+        TSR_TRY(trainer_step(t, bench_random_sample, (void *)t->s, &flags, last));
         if (ms != NULL) {
             ms[i] = last->ms;
             tsr_log(TSR_LOG_INFO,

@@ -18,6 +18,10 @@ typedef struct imbalance_shape {
 TSR_NODISCARD tsr_status imbalance_find_cluster(const char *name, const imbalance_cluster **out);
 TSR_NODISCARD tsr_status imbalance_find_shape(const char *name, const imbalance_shape **out);
 
+/** Set those that a word names: one policy, or "all". Errors: TSR_ERR_ARG. */
+TSR_NODISCARD tsr_status imbalance_find_policies(const char *word,
+                                                 bool is_wanted[TSR_PLACEMENT_POLICIES]);
+
 typedef struct imbalance_case {
     tsr_cluster cluster; /* ranks: the expert group */
     tsr_moe_shape shape;

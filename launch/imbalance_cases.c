@@ -104,3 +104,16 @@ tsr_status imbalance_find_shape(const char *name, const imbalance_shape **out)
                     "large",
                     name);
 }
+
+tsr_status imbalance_find_policies(const char *word, bool is_wanted[TSR_PLACEMENT_POLICIES])
+{
+    tsr_placement_policy one = TSR_PLACEMENT_POLICIES;
+
+    if (strcmp(word, "all") != 0) {
+        TSR_TRY(tsr_placement_find(word, &one));
+    }
+    for (int i = 0; i < TSR_PLACEMENT_POLICIES; ++i) {
+        is_wanted[i] = one == TSR_PLACEMENT_POLICIES || i == (int)one;
+    }
+    return TSR_OK;
+}

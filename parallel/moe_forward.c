@@ -75,6 +75,10 @@ static tsr_status route(const moe_layer *self, const tsr_pass *pass, const moe_s
     TSR_TRY(tsr_linear_forward(&self->gate, pass, tokens, x,
                                tsr_weights_value(pass->weights, self->gate_param),
                                tsr_place_at(saved, at->logits)));
+    if (self->gate_bias != NULL) {
+        TSR_TRY(tsr_op_add_f32(pass->device, self->gate_bias, tsr_place_at(saved, at->logits),
+                               tokens * self->experts, pass->stream));
+    }
     TSR_TRY(tsr_op_route_forward(pass->device, &args, pass->stream));
     if (args.z != NULL) {
         TSR_TRY(tsr_op_sum_squares(pass->device, args.z, tokens,

@@ -20,7 +20,8 @@ typedef struct moe_layer {
     int norm_param, gate_param;
     int experts, top_k; /* E, K */
     int places;         /* experts of this layer that are here; all E where they are not spread */
-    void *figures;      /* staging memory: the last forward's figures, laid out as in saved */
+    const float *gate_bias; /* [T,E] added to the gate's logits, NULL: none; borrowed */
+    void *figures;          /* staging memory: the last forward's figures, laid out as in saved */
     /* where experts are spread over ranks: */
     tsr_moe_spread *spread;  /* borrowed; NULL: they are not */
     tsr_dispatch_plan *plan; /* the last forward's way */
@@ -57,7 +58,6 @@ typedef struct moe_copies {
     int64_t *own, *predicted; /* [E] */
     int64_t *next, *left;     /* [E] quotas */
     int32_t *used;            /* [P] places taken */
-    int32_t to_rank;
 } moe_copies;
 
 /* What the layers of a stage share: one works at a time. */

@@ -179,6 +179,14 @@ void tsr_stage_destroy(tsr_stage **stage_p);
 /** Tell the stage a finished step's tokens [L,E] of all ranks: placement goes by them. */
 void tsr_stage_observe(tsr_stage *stage, const double *counts);
 
+/**
+ * Add bias to the logits of all gates from now on, so that a benchmark can say which experts the
+ * tokens go to; NULL: no more.
+ *
+ * Shapes: [L, micro_batch * seq_len, E] device memory, borrowed; the same for each micro-batch.
+ */
+void tsr_stage_bias_gates(tsr_stage *stage, const float *bias);
+
 /** Device bytes of activations and scratch such a stage takes; nothing is allocated. */
 TSR_NODISCARD tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_t *bytes_out);
 
