@@ -70,9 +70,32 @@ static void what_is_not_built_is_refused_by_name(void **state)
 
     (void)state;
     assert_all_ranks(comm, refused((tsr_parallel_config){.pp = 2}, TSR_ERR_UNSUPPORTED,
-                                   "parallel.pp = 2: pipelines are not built yet") &&
-                               refused((tsr_parallel_config){.placement = 4}, TSR_ERR_UNSUPPORTED,
-                                       "parallel.placement = fssdp is not built yet"));
+                                   "parallel.pp = 2: pipelines are not built yet"));
+}
+
+/* Copies of experts travel on a communicator of their own, where there are any. */
+static bool has_copies(int placement, int ep, bool wanted)
+{
+    const tsr_parallel_config config = {.placement = placement, .ep = ep};
+    tsr_mesh mesh = {0};
+    const bool ok = ok_or_say(tsr_mesh_create(&config, tsr_test_comm(), &mesh)) &&
+                    (mesh.copies != NULL) == wanted &&
+                    (!wanted || tsr_comm_size(mesh.copies) == ep) && mesh.copies_device == NULL;
+
+    tsr_mesh_destroy(&mesh);
+    return ok;
+}
+
+static void copies_have_a_communicator_of_their_own(void **state)
+{
+    tsr_comm *comm = tsr_test_comm();
+    const int ranks = tsr_comm_size(comm);
+    bool ok = has_copies(TSR_PLACEMENT_EP, ranks, false);
+
+    (void)state;
+    ok = has_copies(TSR_PLACEMENT_QUOTA, ranks, ranks > 1) && ok;
+    ok = has_copies(TSR_PLACEMENT_QUOTA, 1, false) && ok;
+    assert_all_ranks(comm, ok);
 }
 
 /* ---- groups ---------------------------------------------------------------------------------- */
@@ -311,6 +334,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(zeros_are_filled_in),
         cmocka_unit_test(wrong_sizes_name_the_valid_ones),
         cmocka_unit_test(what_is_not_built_is_refused_by_name),
+        cmocka_unit_test(copies_have_a_communicator_of_their_own),
         cmocka_unit_test(one_node_has_no_rails),
         cmocka_unit_test(groups_fill_nodes_first),
         cmocka_unit_test(uneven_nodes_stay_flat),
