@@ -248,7 +248,8 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     tsr_comm_set_phase("forward and backward", step);
     const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
 
-    if (t->w->must_abort) {
+    /* where a peer is lost, the exchange would only wait for it once more */
+    if (t->w->must_abort || local == TSR_ERR_COMM || local == TSR_ERR_TIMEOUT) {
         return local;
     }
     /* A rank that failed goes on to the exchange, where the others learn of it. */
