@@ -8,3 +8,5 @@ tsr_add_unit_test(parallel.generate SOURCES parallel/test_generate.c
   LIBS tsr_test_rig tsr_parallel)
 include(parallel/placement.cmake)
 include(parallel/mesh_cuda.cmake)
+tsr_add_mpi_test(parallel.moe_ranks SOURCES parallel/test_moe_ranks.c
+  LIBS tsr_test_rig tsr_parallel RANKS 1 2 3 4 6)
