@@ -27,8 +27,7 @@ trap 'kill -USR1 $mpirun' TERM USR1 # it hands on USR1; at TERM it would end the
 had_ranks=
 gone_s=0
 while kill -0 $mpirun 2>/dev/null; do
-    read -r -a ranks <"/proc/$mpirun/task/$mpirun/children" 2>/dev/null || ranks=()
-    if [ ${#ranks[@]} -gt 0 ]; then
+    if [ -n "$(cat /proc/$mpirun/task/*/children 2>/dev/null)" ]; then
         had_ranks=1 gone_s=0
     elif [ -n "$had_ranks" ] && [ $((gone_s += 1)) -gt 3 ]; then
         echo "mpirun.sh: the ranks have ended and mpirun has not: a host was lost" >&2
