@@ -34,6 +34,19 @@ static int64_t slots_of(const tsr_stage_options *options, int ranks)
     return wanted < experts ? wanted : experts;
 }
 
+/* Tokens that must stay on a rank to be worth an expert's way there: their rows would come and go
+ * twice. Counted in bytes, so that plans are the same on every run; measured times are not. */
+static double fill_tokens(const moe_copies *c, const tsr_stage_options *options)
+{
+    const tsr_model_config *config = options->config;
+    const double element = (double)tsr_dtype_bytes(options->dtype);
+    const double weights =
+        3.0 * (double)config->hidden_size * (double)config->moe_intermediate_size;
+    const double trips = (c->rematerializes ? 2.0 : 1.0) * element + sizeof(float);
+
+    return weights * trips / (4.0 * (double)config->hidden_size * element);
+}
+
 static tsr_status create_planner(moe_copies *c, const tsr_stage_options *options)
 {
     const tsr_comm *flat = options->experts->flat;
@@ -56,7 +69,8 @@ static tsr_status create_planner(moe_copies *c, const tsr_stage_options *options
         .budget = options->copies->budget > 0 ? (int)options->copies->budget : c->slots,
         .node_budget = c->slots,
         .target = options->copies->target,
-        .calibrates = options->copies->calibrate};
+        .calibrates = options->copies->calibrate,
+        .fill_tokens = fill_tokens(c, options)};
     const tsr_status st = tsr_planner_create(&plan, &c->planner);
     tsr_mem_free(node);
     return st;

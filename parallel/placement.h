@@ -75,6 +75,8 @@ typedef struct tsr_plan_options {
                             where the rows that need not leave the node are dearer) */
     double target;       /* max/mean load from which a spill is worth a look: >= 1 */
     bool calibrates;     /* fssdp: look again after the gate */
+    double fill_tokens;  /* quota: copies that balance does not need are made of experts with more
+                            than so many tokens on the ranks that would keep them; 0: of any */
     tsr_plan_costs costs;
 } tsr_plan_options;
 

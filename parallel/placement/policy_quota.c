@@ -58,6 +58,12 @@ static bool import_pays(const tsr_planner *p, int64_t tokens)
     return 4.0 * c->row_s * (double)tokens / p->nodes > c->trips * c->copy_s && c->row_s > 0.0;
 }
 
+/* Does it pay to keep one part in `parts` of an expert's tokens where they are? */
+static bool fill_pays(const tsr_planner *p, int64_t tokens, int parts)
+{
+    return (double)tokens > p->options.fill_tokens * parts;
+}
+
 /* The node's slots that are left: experts that it does not hold, so that tokens need not leave it,
  * then on each rank those that the node holds. The hottest first. */
 static void fill_node(tsr_planner *p, const int64_t *predicted, int n)
@@ -68,7 +74,8 @@ static void fill_node(tsr_planner *p, const int64_t *predicted, int n)
         const int e = p->order[i];
         int best = begin;
 
-        if (p->imports[n] >= p->options.node_budget && !import_pays(p, predicted[e])) {
+        if (!fill_pays(p, predicted[e], p->nodes) ||
+            (p->imports[n] >= p->options.node_budget && !import_pays(p, predicted[e]))) {
             break; /* later ones are no hotter */
         }
         for (int r = begin; r < end; ++r) {
@@ -83,7 +90,8 @@ static void fill_node(tsr_planner *p, const int64_t *predicted, int n)
         for (int i = 0; i < p->options.experts && p->copies[r] < p->hidden_slots; ++i) {
             const int e = p->order[i];
 
-            if (predicted[e] > 0 && *holders_in_node(p, e, n) > 0 && !holders_has(p, e, r)) {
+            if (fill_pays(p, predicted[e], p->options.ranks) && *holders_in_node(p, e, n) > 0 &&
+                !holders_has(p, e, r)) {
                 holders_add(p, e, r);
             }
         }

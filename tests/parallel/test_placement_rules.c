@@ -290,6 +290,32 @@ static void copies_serve_their_node(void **state)
     placement_close(&rig);
 }
 
+/* Even loads: all that is needed is that each rank's two experts make half the mean alone, so one
+ * copy a rank, in its node. The slots left take what pays: a node keeps half of an expert's 100
+ * tokens, a rank a quarter. */
+static void slots_left_take_what_pays(void **state)
+{
+    (void)state;
+    static const struct {
+        double fill_tokens;
+        int64_t copies;
+    } cases[] = {{0.0, 16}, {24.9, 16}, {25.0, 12}, {49.9, 12}, {50.0, 4}};
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        tsr_plan_options options = placement_options(TSR_PLACEMENT_QUOTA, 4, 8, 4);
+
+        options.spill_slots = 0;
+        options.fill_tokens = cases[i].fill_tokens;
+        placement_open(&rig, &options, 2);
+        for (int e = 0; e < 8; ++e) {
+            rig.predicted[e] = 100;
+        }
+        plan_from_prediction();
+        assert_int_equal(rig.plan.copies, cases[i].copies);
+        placement_close(&rig);
+    }
+}
+
 static void moves_are_weighed(void **state)
 {
     (void)state;
@@ -339,6 +365,7 @@ int main(void)
         cmocka_unit_test(owners_swap_while_that_helps),
         cmocka_unit_test(eplb_packs_copies),
         cmocka_unit_test(copies_serve_their_node),
+        cmocka_unit_test(slots_left_take_what_pays),
         cmocka_unit_test(moves_are_weighed),
         cmocka_unit_test(even_owners_of_uneven_numbers),
     };
