@@ -10,6 +10,7 @@ packages=(
     libinih-dev libjansson-dev libxxhash-dev              # run files, JSON, digests
     libcmocka-dev clang-format clang-tidy cppcheck        # tests and linters
     gnuplot-nox                                           # pictures of `tessera report`
+    iproute2                                              # hosts and planes of tests/rig
     hdf5-tools python3 python3-h5py python3-numpy         # checkpoints read by others' tools in tests
 )
 

@@ -133,7 +133,7 @@ static void write_environment(network *n)
 {
     const char *name = n->nic.name;
     char fabric[TSR_NIC_MAX] = "", text[2 * TSR_NIC_MAX + 8];
-    const bool is_interface = !is_fabric(name);
+    const bool is_interface = if_nametoindex(name) > 0; /* else a device of InfiniBand */
     const bool has_fabric = is_interface ? find_fabric(name, fabric) : true;
 
     if (!is_interface) {

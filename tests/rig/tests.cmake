@@ -1,6 +1,7 @@
 # Interfaces and planes: what is computed, what is chosen on this machine, and real runs over several
 # hosts in network namespaces (root only).
 tsr_add_unit_test(parallel.topology SOURCES parallel/test_topology.c LIBS tsr_parallel)
+tsr_add_unit_test(launch.network SOURCES rig/test_network.c LIBS tsr_launch)
 
 add_executable(rig_dispatch rig/rig_dispatch.c)
 target_link_libraries(rig_dispatch PRIVATE tsr_flags tsr_launch tsr_dep_jansson)
@@ -14,3 +15,4 @@ function(tsr_add_rig_test name script labels timeout)
 endfunction()
 
 tsr_add_rig_test(training test_rig.py "rig;program" 180)
+tsr_add_rig_test(timings test_rig.py "rig;long" 300 two_stage_is_timed_against_flat)
