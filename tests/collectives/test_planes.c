@@ -1,5 +1,5 @@
-/* Seats, splitting, exchange of segments, and the composite that keeps to planes: results as those of
- * the flat communicator, and no byte across. Nodes are pretended. */
+/* Seats, splitting, exchange of segments, and the composite that keeps to planes: results as those
+ * of the flat communicator, and no byte across. Nodes are pretended. */
 #include "tests/support/mpi_test.h"
 
 #include "collectives/mpi_bridge.h"

@@ -1,4 +1,4 @@
-/* Tokens to their experts and back over the hosts of the rig, for test_rig.py: bytes that were
+/* Tokens to their experts and back over the hosts of the rig, for test_rig.py: bytes sent against
  * bytes that must be sent, milliseconds; one JSON object by rank 0.
  *
  * usage: rig_dispatch two_stage|flat TOKENS WIDTH EXPERTS TOP_K ROUNDS
