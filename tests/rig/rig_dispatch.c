@@ -1,8 +1,8 @@
 /* Tokens to their experts and back over the hosts of the rig, for test_rig.py: bytes sent against
  * bytes that must be sent, milliseconds; one JSON object by rank 0.
  *
- * usage: rig_dispatch two_stage|flat TOKENS WIDTH EXPERTS TOP_K ROUNDS
- *        TOKENS for each rank, and as many again for each place of it on its node: planes differ */
+ * usage: rig_dispatch two_stage|flat TOKENS MORE WIDTH EXPERTS TOP_K ROUNDS
+ *        TOKENS of each rank, and MORE for each place of it on its node: then planes differ */
 #include "collectives/dispatch.h"
 #include "launch/world.h"
 
@@ -15,7 +15,7 @@ enum { MOST_ROUNDS = 64, MOST_K = 64 };
 
 typedef struct sizes {
     bool in_stages;
-    int64_t tokens, width, experts, top_k, rounds;
+    int64_t tokens, more, width, experts, top_k, rounds;
 } sizes;
 
 typedef struct memory {
@@ -210,15 +210,18 @@ static tsr_status print(const tsr_comm *comm, const report *all, const sizes *s)
 
 static tsr_status parse(int argc, char **argv, sizes *s)
 {
-    int64_t *const numbers[] = {&s->tokens, &s->width, &s->experts, &s->top_k, &s->rounds};
+    int64_t *const numbers[] = {&s->tokens,  &s->more,  &s->width,
+                                &s->experts, &s->top_k, &s->rounds};
 
-    TSR_CHECK(argc == 7, TSR_ERR_ARG,
-              "usage: rig_dispatch two_stage|flat TOKENS WIDTH EXPERTS TOP_K ROUNDS");
+    TSR_CHECK(argc == 8, TSR_ERR_ARG,
+              "usage: rig_dispatch two_stage|flat TOKENS MORE WIDTH EXPERTS TOP_K ROUNDS");
     s->in_stages = strcmp(argv[1], "two_stage") == 0;
-    for (int i = 0; i < 5; ++i) {
+    for (int i = 0; i < 6; ++i) {
         *numbers[i] = strtoll(argv[i + 2], NULL, 10);
-        TSR_CHECK(*numbers[i] > 0 && *numbers[i] < 1 << 20, TSR_ERR_ARG, "%s", argv[i + 2]);
+        TSR_CHECK(*numbers[i] >= 0 && *numbers[i] < 1 << 20, TSR_ERR_ARG, "%s", argv[i + 2]);
     }
+    TSR_CHECK(s->tokens > 0 && s->width > 0 && s->top_k > 0 && s->rounds > 0, TSR_ERR_ARG,
+              "too few");
     TSR_CHECK(s->rounds <= MOST_ROUNDS && s->top_k <= MOST_K && s->experts >= s->top_k, TSR_ERR_ARG,
               "too many");
     return TSR_OK;
@@ -234,7 +237,7 @@ static tsr_status run(int argc, char **argv, world *w)
     TSR_TRY(parse(argc, argv, &s));
     TSR_CHECK(s.experts % config.ep == 0 && config.ep <= MOST_K, TSR_ERR_ARG,
               "EXPERTS must be a multiple of the ranks");
-    s.tokens *= 1 + tsr_comm_local_rank(w->comm);
+    s.tokens += s.more * tsr_comm_local_rank(w->comm);
     TSR_TRY(tsr_mesh_create(&config, w->comm, &mesh));
     TSR_TRY(measure(&s, &mesh, &mine));
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, config.ep, sizeof *all, (void **)&all));

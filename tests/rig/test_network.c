@@ -1,5 +1,5 @@
-/* The choice of an interface before MPI starts: from the run file, the environment, or hwloc, here on
- * a machine made up in its XML. */
+/* The choice of an interface before MPI starts: from the run file, the environment, or hwloc, here
+ * on a machine made up in its XML. */
 #include "tests/support/unit_test.h"
 
 #include "launch/network.h"

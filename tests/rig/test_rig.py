@@ -134,8 +134,8 @@ def dispatch_moves_each_token_once_to_each_node():
     tokens, width, experts, top_k, rounds = 256, 512, 64, 8, 4
     row, lanes = 2 * width, 8 * top_k  # bf16; a lane and a weight each
     with Rig(hosts=4, planes=2) as rig:
-        figures, bytes_of = dispatch(rig, "two_stage", tokens, width, experts, top_k, rounds)
-        flat, _ = dispatch(rig, "flat", tokens, width, experts, top_k, rounds)
+        figures, bytes_of = dispatch(rig, "two_stage", tokens, tokens, width, experts, top_k, rounds)
+        flat, _ = dispatch(rig, "flat", tokens, tokens, width, experts, top_k, rounds)
     by_plane = [0, 0]
     for rank in figures["ranks"]:
         must = rounds * rank["units_two_stage"] * (row + lanes)
@@ -176,7 +176,7 @@ def two_stage_is_timed_against_flat():
         for rate in ("1gbit", "200mbit"):
             rig.set_rate(rate)
             for how in ("two_stage", "flat"):
-                figures, bytes_of = dispatch(rig, how, 512, 1024, 64, 8, 15)
+                figures, bytes_of = dispatch(rig, how, 512, 0, 1024, 64, 8, 15)
                 mib = sum(sent(bytes_of, nic) for nic in ("p0", "p1")) / 16 / 2**20
                 print(f"     {rate} {how}: dispatch {figures['dispatch_ms']:.1f} ms, combine "
                       f"{figures['combine_ms']:.1f} ms, {mib:.1f} MiB between nodes for both")
