@@ -23,6 +23,7 @@ typedef struct tsr_model_config {
     int64_t intermediate_size;                        /* width of dense feed-forward layers */
     int64_t moe_intermediate_size;                    /* width of an expert, F */
     int64_t num_experts, num_experts_per_tok;
+    int64_t n_group, topk_group;   /* experts of a token lie in topk_group of n_group groups */
     int64_t n_shared_experts;      /* experts every token passes, one feed-forward of n * F */
     int64_t first_k_dense_replace; /* the first k layers are dense */
     double rms_norm_eps, rope_theta, initializer_range;

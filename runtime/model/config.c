@@ -26,6 +26,10 @@ static const tsr_option options[] = {
      "routed experts a layer", AT(num_experts)},
     {"model", "num_experts_per_tok", TSR_OPTION_INT, "2", 1, TSR_TOP_K_MAX, NULL, "experts",
      "routed experts each token passes", AT(num_experts_per_tok)},
+    {"model", "n_group", TSR_OPTION_INT, "1", 1, TSR_EXPERTS_MAX, NULL, "groups",
+     "groups of neighbouring experts that a token's choice is limited to some of", AT(n_group)},
+    {"model", "topk_group", TSR_OPTION_INT, "1", 1, TSR_EXPERTS_MAX, NULL, "groups",
+     "groups that a token's experts may lie in, the best of n_group", AT(topk_group)},
     {"model", "n_shared_experts", TSR_OPTION_INT, "0", 0, 1 << 10, NULL, "experts",
      "experts every token passes", AT(n_shared_experts)},
     {"model", "first_k_dense_replace", TSR_OPTION_INT, "0", 0, 1 << 10, NULL, "layers",
@@ -89,9 +93,36 @@ static void check_heads(tsr_model_config *config, tsr_config_errors *errors)
     }
 }
 
+static void check_groups(tsr_model_config *config, tsr_config_errors *errors)
+{
+    config->n_group = config->n_group == 0 ? 1 : config->n_group;
+    config->topk_group = config->topk_group == 0 ? 1 : config->topk_group;
+    const int64_t experts = config->num_experts, groups = config->n_group;
+
+    if (experts % groups != 0) {
+        tsr_config_error(errors, "[model] n_group = %lld, must divide num_experts = %lld",
+                         (long long)groups, (long long)experts);
+        return;
+    }
+    if (config->topk_group > groups) {
+        tsr_config_error(errors, "[model] topk_group = %lld, at most n_group = %lld",
+                         (long long)config->topk_group, (long long)groups);
+        return;
+    }
+    const int64_t kept = experts / groups * config->topk_group;
+    if (config->num_experts_per_tok <= experts && config->num_experts_per_tok > kept) {
+        tsr_config_error(errors,
+                         "[model] num_experts_per_tok = %lld, at most the %lld experts of "
+                         "topk_group = %lld groups",
+                         (long long)config->num_experts_per_tok, (long long)kept,
+                         (long long)config->topk_group);
+    }
+}
+
 void tsr_model_config_check(tsr_model_config *config, tsr_config_errors *errors)
 {
     check_heads(config, errors);
+    check_groups(config, errors);
     if (config->num_experts_per_tok > config->num_experts) {
         tsr_config_error(errors, "[model] num_experts_per_tok = %lld, at most num_experts = %lld",
                          (long long)config->num_experts_per_tok, (long long)config->num_experts);

@@ -262,6 +262,17 @@ static void contradictions_are_named(void **state)
     c.num_experts_per_tok = 6;
     assert_int_equal(errors_of(c, "num_experts_per_tok = 6, at most num_experts = 5"), 1);
     c = everything();
+    c.n_group = 2;
+    assert_int_equal(errors_of(c, "n_group = 2, must divide num_experts = 5"), 1);
+    c.num_experts = 6;
+    c.topk_group = 3;
+    assert_int_equal(errors_of(c, "topk_group = 3, at most n_group = 2"), 1);
+    c.topk_group = 1;
+    c.num_experts_per_tok = 4;
+    assert_int_equal(errors_of(c, "num_experts_per_tok = 4, at most the 3 experts of"), 1);
+    c.num_experts_per_tok = 3;
+    assert_int_equal(errors_of(c, NULL), 0);
+    c = everything();
     c.first_k_dense_replace = 4;
     assert_int_equal(errors_of(c, "first_k_dense_replace = 4, at most"), 1);
     c = everything();
@@ -277,10 +288,13 @@ static void zero_stands_for_the_usual(void **state)
     (void)state;
     c.num_key_value_heads = 0;
     c.head_dim = 0;
+    c.n_group = c.topk_group = 0;
     tsr_model_config_check(&c, &errors);
     assert_int_equal(errors.count, 0);
     assert_int_equal(c.num_key_value_heads, 4);
     assert_int_equal(c.head_dim, 4);
+    assert_int_equal(c.n_group, 1);
+    assert_int_equal(c.topk_group, 1);
 }
 
 static void the_option_table_fills_the_struct(void **state)
