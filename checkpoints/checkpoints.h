@@ -66,7 +66,7 @@ typedef struct tsr_ckpt_result {
     char path[TSR_TEXT_MAX]; /* of the published folder */
     double seconds;          /* from tsr_ckpt_save() to published */
     uint64_t bytes;          /* of all shards */
-    uint64_t digest;         /* of the whole state; does not depend on the layout */
+    uint64_t digest;         /* of the state but its arrays; does not depend on the layout */
 } tsr_ckpt_result;
 
 /**
@@ -122,7 +122,8 @@ TSR_NODISCARD tsr_status tsr_ckpt_verify(const char *path);
  * Fill the view's slices (any layout) from a checkpoint found valid, then check the digests of what
  * was read, summed over comm. Names and shapes must be those of the view's table: a missing, extra
  * or differently shaped tensor is named. Collective on comm.
- * view->step, tokens, data_position, seed and *router_bias are filled too.
+ * view->step, tokens, data_position, seed and *router_bias are filled too, and those of the arrays
+ * that the checkpoint has with the same length.
  */
 TSR_NODISCARD tsr_status tsr_ckpt_load(tsr_comm *comm, const char *path, tsr_state_view *view);
 

@@ -34,7 +34,13 @@ typedef struct tsr_ckpt_file {
     uint64_t bytes, digest; /* XXH3-64 of the whole file */
 } tsr_ckpt_file;
 
-/** Zeroed is empty. Owns: config_text, router_bias, tensors, shards. */
+typedef struct tsr_ckpt_array {
+    char name[TSR_STATE_NAME_MAX];
+    int64_t count;
+    double *values;
+} tsr_ckpt_array;
+
+/** Zeroed is empty. Owns: config_text, router_bias, arrays and their values, tensors, shards. */
 typedef struct tsr_ckpt_manifest {
     int64_t step, tokens, data_position;
     uint64_t seed, digest;
@@ -42,6 +48,8 @@ typedef struct tsr_ckpt_manifest {
     char *config_text;
     float *router_bias; /* [layers, experts]; NULL if there is none */
     int64_t layers, experts;
+    tsr_ckpt_array *arrays; /* for writing; read by tsr_ckpt_manifest_read_arrays() */
+    int array_count;
     tsr_ckpt_tensor *tensors; /* NULL when they were not asked for */
     int tensor_count;
     tsr_ckpt_file *shards;
@@ -72,6 +80,13 @@ TSR_NODISCARD tsr_status tsr_ckpt_manifest_write(const char *folder,
  */
 TSR_NODISCARD tsr_status tsr_ckpt_manifest_read(const char *folder, bool with_tensors,
                                                 tsr_ckpt_manifest *out);
+
+/**
+ * Fill those arrays that are there with the same length. Call after tsr_ckpt_manifest_read().
+ * Errors: TSR_ERR_FORMAT for one that is there, but not as a list of f64.
+ */
+TSR_NODISCARD tsr_status tsr_ckpt_manifest_read_arrays(const char *folder, tsr_state_array *arrays,
+                                                       int count);
 
 /** Text before the HDF5 part of a manifest: format and digest of that part, then zeros. */
 void tsr_ckpt_user_block(uint64_t digest, char out[TSR_CKPT_USER_BLOCK]);

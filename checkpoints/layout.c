@@ -82,6 +82,32 @@ tsr_status tsr_ckpt_tensor_of(const tsr_param *param, tsr_ckpt_tensor *out)
     return TSR_OK;
 }
 
+static tsr_status check_arrays(const tsr_state_view *view)
+{
+    static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789";
+    static const char *const taken[] = {"data_position", "seed", "router_bias"};
+
+    for (int i = 0; i < view->array_count; ++i) {
+        const tsr_state_array *array = &view->arrays[i];
+        const size_t length = strlen(array->name);
+        bool is_taken = false;
+
+        for (size_t k = 0; k < sizeof taken / sizeof *taken; ++k) {
+            is_taken = is_taken || strcmp(array->name, taken[k]) == 0;
+        }
+        for (int k = 0; k < i; ++k) {
+            is_taken = is_taken || strcmp(array->name, view->arrays[k].name) == 0;
+        }
+        TSR_CHECK(length > 0 && length < TSR_STATE_NAME_MAX &&
+                      strspn(array->name, valid) == length && !is_taken,
+                  TSR_ERR_ARG, "array %d: \"%s\" is no name for one, or is taken", i, array->name);
+        TSR_CHECK(array->count > 0 && array->values != NULL, TSR_ERR_ARG,
+                  "array %s: %" PRId64 " values, must be at least 1, with memory", array->name,
+                  array->count);
+    }
+    return TSR_OK;
+}
+
 tsr_status tsr_ckpt_check_view(const tsr_state_view *view)
 {
     const tsr_param_table *table = view->table;
@@ -103,7 +129,7 @@ tsr_status tsr_ckpt_check_view(const tsr_state_view *view)
         TSR_CHECK(slice->moment_dtype == TSR_F32 || slice->moment_dtype == TSR_BF16, TSR_ERR_ARG,
                   "slice %d of %s: moment type %d", i, param->name, (int)slice->moment_dtype);
     }
-    return TSR_OK;
+    return check_arrays(view);
 }
 
 /* ---- slices of all ranks -------------------------------------------------------------------- */

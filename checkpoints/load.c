@@ -137,6 +137,7 @@ static tsr_status take_state(const tsr_ckpt_manifest *manifest, const char *path
     if (view->router_bias != NULL) {
         TSR_TRY(take_bias(manifest, path, view->layers, view->experts, view->router_bias));
     }
+    TSR_TRY(tsr_ckpt_manifest_read_arrays(path, view->arrays, view->array_count));
     view->step = manifest->step;
     view->tokens = manifest->tokens;
     view->data_position = manifest->data_position;

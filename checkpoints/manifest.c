@@ -14,6 +14,10 @@ void tsr_ckpt_manifest_free(tsr_ckpt_manifest *manifest)
 {
     tsr_mem_free(manifest->config_text);
     tsr_mem_free(manifest->router_bias);
+    for (int i = 0; i < manifest->array_count; ++i) {
+        tsr_mem_free(manifest->arrays[i].values);
+    }
+    tsr_mem_free(manifest->arrays);
     tsr_mem_free(manifest->tensors);
     tsr_mem_free(manifest->shards);
     *manifest = (tsr_ckpt_manifest){0};
@@ -80,6 +84,11 @@ static tsr_status put_state(const tsr_h5_file *file, const tsr_ckpt_manifest *ma
     if (st == TSR_OK && manifest->router_bias != NULL) {
         st = tsr_h5_put_array(file, group, "router_bias", H5T_IEEE_F32LE, 2, shape,
                               manifest->router_bias);
+    }
+    for (int i = 0; i < manifest->array_count && st == TSR_OK; ++i) {
+        const tsr_ckpt_array *array = &manifest->arrays[i];
+        const hsize_t length[1] = {(hsize_t)array->count};
+        st = tsr_h5_put_array(file, group, array->name, H5T_IEEE_F64LE, 1, length, array->values);
     }
     (void)H5Gclose(group);
     return st;

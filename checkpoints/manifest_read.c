@@ -311,6 +311,56 @@ tsr_status tsr_ckpt_manifest_read(const char *folder, bool with_tensors, tsr_ckp
     return TSR_OK;
 }
 
+/* ---- arrays, by name ------------------------------------------------------------------------- */
+
+static tsr_status read_array(const tsr_h5_file *file, tsr_state_array *array)
+{
+    char path[TSR_STATE_NAME_MAX + 16];
+    hid_t set = -1;
+    int64_t shape[3] = {0};
+    int dims = 0;
+    tsr_status st;
+
+    (void)snprintf(path, sizeof path, "state/%s", array->name);
+    if (H5Lexists(file->id, path, H5P_DEFAULT) <= 0) {
+        return TSR_OK;
+    }
+    TSR_TRY(tsr_h5_get_object(file, path, H5I_DATASET, &set));
+    const hid_t type = H5Dget_type(set);
+    const bool is_f64 = H5Tget_class(type) == H5T_FLOAT && H5Tget_size(type) == sizeof(double);
+    (void)H5Tclose(type);
+    st = tsr_h5_get_shape(file, set, path, &dims, shape);
+    if (st == TSR_OK && (!is_f64 || dims != 1)) {
+        st = TSR_FAIL(TSR_ERR_FORMAT, "%s: %s is not a list of f64", file->path, path);
+    }
+    if (st == TSR_OK && shape[0] == array->count) {
+        array->is_loaded =
+            H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, array->values) >= 0;
+        st = array->is_loaded ? TSR_OK : tsr_h5_fail(TSR_ERR_FORMAT, file->path, "read an array");
+    }
+    (void)H5Dclose(set);
+    return st;
+}
+
+tsr_status tsr_ckpt_manifest_read_arrays(const char *folder, tsr_state_array *arrays, int count)
+{
+    char path[TSR_TEXT_MAX];
+    tsr_h5_file file = {.id = -1};
+
+    TSR_TRY(tsr_ckpt_join(folder, TSR_CKPT_MANIFEST, path));
+    tsr_h5_lock();
+    tsr_status st = tsr_h5_open(path, &file);
+    for (int i = 0; i < count && st == TSR_OK; ++i) {
+        arrays[i].is_loaded = false;
+        st = read_array(&file, &arrays[i]);
+    }
+    if (file.id >= 0) {
+        (void)H5Fclose(file.id);
+    }
+    tsr_h5_unlock();
+    return st;
+}
+
 /* ---- shards --------------------------------------------------------------------------------- */
 
 tsr_status tsr_ckpt_check_shards(const char *folder, const tsr_ckpt_manifest *manifest, int first,

@@ -225,6 +225,25 @@ static tsr_status copy_of(const void *data, size_t bytes, void **out)
     return TSR_OK;
 }
 
+static tsr_status copy_arrays(const tsr_state_view *view, tsr_ckpt_manifest *out)
+{
+    void *block = NULL;
+
+    TSR_TRY(
+        tsr_mem_alloc_array(TSR_MEM_CHECKPOINT, view->array_count, sizeof *out->arrays, &block));
+    out->arrays = block;
+    for (; out->array_count < view->array_count; ++out->array_count) {
+        const tsr_state_array *from = &view->arrays[out->array_count];
+        tsr_ckpt_array *to = &out->arrays[out->array_count];
+
+        TSR_TRY(copy_of(from->values, (size_t)from->count * sizeof *from->values, &block));
+        to->values = block;
+        to->count = from->count;
+        (void)snprintf(to->name, sizeof to->name, "%s", from->name);
+    }
+    return TSR_OK;
+}
+
 /* What the manifest will say of the state, apart from digests. */
 static tsr_status describe(const tsr_ckpt_writer *writer, const tsr_state_view *view,
                            tsr_ckpt_manifest *out)
@@ -247,6 +266,7 @@ static tsr_status describe(const tsr_ckpt_writer *writer, const tsr_state_view *
                         &block));
         out->router_bias = block;
     }
+    TSR_TRY(copy_arrays(view, out));
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_CHECKPOINT, ranks, sizeof(tsr_ckpt_file), &block));
     out->shards = block;
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_CHECKPOINT, params, sizeof(tsr_ckpt_tensor), &block));

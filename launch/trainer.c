@@ -135,7 +135,8 @@ static tsr_status create_stage(trainer *t)
     options.placement = (tsr_placement_policy)t->s->parallel.placement;
     options.copies = &t->s->experts;
     options.copies_comm = t->mesh.copies_device != NULL ? t->mesh.copies_device : t->mesh.copies;
-    return tsr_stage_create(&options, &t->weights, &t->stage);
+    TSR_TRY(tsr_stage_create(&options, &t->weights, &t->stage));
+    return trainer_take_arrays(t);
 }
 
 /* GPUs of one rank each talk by NCCL; ranks that share one have to ask for mpi. Collective. */
@@ -228,6 +229,9 @@ void trainer_destroy(trainer *t)
     tsr_mem_free(t->router_bias);
     tsr_mem_free(t->balance);
     tsr_mem_free(t->owner_load);
+    for (int i = 0; i < t->array_count; ++i) {
+        tsr_mem_free(t->arrays[i].values);
+    }
     *t = (trainer){0};
 }
 
@@ -240,42 +244,4 @@ tsr_status trainer_measure_peak(trainer *t)
     TSR_TRY(tsr_comm_all_reduce_f64(t->comm, &rate, 1, TSR_REDUCE_SUM));
     t->peak_flops = rate;
     return TSR_OK;
-}
-
-tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *view_out)
-{
-    tsr_state_view view = {
-        .table = &t->table,
-        .router_bias = t->router_bias,
-        .layers = t->weights.layers,
-        .experts = t->weights.experts,
-        .step = t->step,
-        .tokens = t->tokens_seen,
-        .data_position = t->data_position,
-        .seed = (uint64_t)t->s->run.seed,
-        .config_text = config_text,
-    };
-
-    TSR_TRY(tsr_optimizer_slices(t->optimizer, &view.slices, &view.slice_count));
-    *view_out = view;
-    return TSR_OK;
-}
-
-tsr_status trainer_send_router_bias(trainer *t)
-{
-    const size_t bytes = (size_t)(t->weights.layers * t->weights.experts) * sizeof *t->router_bias;
-
-    return tsr_device_copy(t->device, t->weights.router_bias, t->router_bias, bytes,
-                           TSR_COPY_HOST_TO_DEVICE, t->stream);
-}
-
-tsr_status trainer_restore(trainer *t, const tsr_state_view *view)
-{
-    t->step = view->step;
-    t->tokens_seen = view->tokens;
-    t->data_position = view->data_position;
-    if (t->router_bias != NULL) {
-        TSR_TRY(trainer_send_router_bias(t));
-    }
-    return tsr_optimizer_refresh(t->optimizer, t->stream);
 }

@@ -19,6 +19,8 @@ typedef struct layer_balance {
     double exposed_ms; /* a rank waited for copies */
 } layer_balance;
 
+enum { TRAINER_ARRAYS = 3 };
+
 typedef struct trainer {
     const settings *s;
     world *w;
@@ -41,6 +43,8 @@ typedef struct trainer {
     double *owner_load;     /* [ep] scratch */
     layer_balance *balance; /* [L] of the last step, NULL where experts are not spread */
     float *router_bias;     /* [L,E] host copy, NULL without experts */
+    tsr_state_array arrays[TRAINER_ARRAYS]; /* what a checkpoint holds of placement */
+    int array_count;
     int64_t bytes_before[TSR_TRAFFICS][TSR_LINKS];
     double peak_flops; /* measured GEMM rate of all ranks together, per second */
     double flops_per_token;

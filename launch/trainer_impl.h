@@ -11,6 +11,9 @@ int64_t trainer_totals_count(const trainer *t);
  * experts serve others. */
 int64_t trainer_passes(const trainer *t, int64_t sequences);
 
+/* Memory for what checkpoints hold of placement; the stage is there. */
+TSR_NODISCARD tsr_status trainer_take_arrays(trainer *t);
+
 /* Bring the router's bias to the device. */
 TSR_NODISCARD tsr_status trainer_send_router_bias(trainer *t);
 

@@ -179,6 +179,9 @@ void tsr_stage_destroy(tsr_stage **stage_p);
 /** Tell the stage a finished step's tokens [L,E] of all ranks: placement goes by them. */
 void tsr_stage_observe(tsr_stage *stage, const double *counts);
 
+/** What it has been told; NULL where placement goes by nothing. Borrowed: valid until destroy. */
+tsr_load_history *tsr_stage_history(tsr_stage *stage);
+
 /**
  * Add bias to the logits of all gates from now on, so that a benchmark can say which experts the
  * tokens go to; NULL: no more.

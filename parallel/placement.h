@@ -32,6 +32,14 @@ void tsr_load_history_push(tsr_load_history *history, int layer, const int64_t *
 /** Tokens [E] expected in the layer's next step; all zero before the first push. */
 void tsr_load_history_predict(const tsr_load_history *history, int layer, int64_t *tokens_out);
 
+/** All that a history knows, as numbers for a checkpoint: how many they are, and they. */
+int64_t tsr_load_history_size(const tsr_load_history *history);
+void tsr_load_history_export(const tsr_load_history *history, double *values_out);
+
+/** Take over what one of the same sizes and kind gave. Errors: TSR_ERR_FORMAT for values that it
+ *  cannot have given; the history stays as it was. */
+TSR_NODISCARD tsr_status tsr_load_history_import(tsr_load_history *history, const double *values);
+
 /**
  * How many experts' weights can come to a rank while it computes something else, in [0, experts].
  * Source: Hecate, arXiv:2502.02581, section 4: t = T_nonMoE * bw / expert bytes.

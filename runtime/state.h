@@ -17,6 +17,16 @@ typedef struct tsr_state_slice {
     tsr_dtype moment_dtype;
 } tsr_state_slice;
 
+/** Numbers that belong to a run's state beyond the model: equal on all ranks. */
+typedef struct tsr_state_array {
+    const char *name; /* letters, digits, _: up to TSR_STATE_NAME_MAX - 1 of them */
+    int64_t count;
+    double *values;
+    bool is_loaded; /* after loading: the checkpoint had it, with this length; else values are as
+                       they were */
+} tsr_state_array;
+enum { TSR_STATE_NAME_MAX = 32 };
+
 /** Everything a checkpoint holds, as this rank sees it. Pointers are borrowed. */
 typedef struct tsr_state_view {
     const tsr_param_table *table;
@@ -24,6 +34,8 @@ typedef struct tsr_state_view {
     int slice_count;
     float *router_bias; /* [layers, experts], equal on all ranks; NULL if there is none */
     int64_t layers, experts;
+    tsr_state_array *arrays; /* in any order */
+    int array_count;
     int64_t step, tokens, data_position; /* position: samples consumed */
     uint64_t seed;
     const char *config_text; /* resolved run file; NULL when loading */

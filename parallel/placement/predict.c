@@ -2,6 +2,7 @@
 #include "parallel/placement.h"
 
 #include <math.h>
+#include <string.h>
 
 struct tsr_load_history {
     int layers, experts, window;
@@ -84,6 +85,56 @@ void tsr_load_history_predict(const tsr_load_history *h, int layer, int64_t *tok
         tokens_out[e] = h->kind == TSR_PREDICT_EMA ? (int64_t)llround(h->mean[first + e])
                                                    : (h->sum[first + e] + steps / 2) / steps;
     }
+}
+
+/* ---- as numbers: steps [L], then the window's tokens [L, window, E], or the means [L,E] --------- */
+
+int64_t tsr_load_history_size(const tsr_load_history *h)
+{
+    const int64_t depth = h->kind == TSR_PREDICT_EMA ? 1 : h->window;
+
+    return h->layers * (1 + depth * h->experts);
+}
+
+void tsr_load_history_export(const tsr_load_history *h, double *values_out)
+{
+    const int64_t cells = tsr_load_history_size(h) - h->layers;
+
+    for (int layer = 0; layer < h->layers; ++layer) {
+        *values_out++ = (double)h->pushes[layer];
+    }
+    for (int64_t i = 0; i < cells; ++i) {
+        values_out[i] = h->kind == TSR_PREDICT_EMA ? h->mean[i] : (double)h->past[i];
+    }
+}
+
+tsr_status tsr_load_history_import(tsr_load_history *h, const double *values)
+{
+    static const double most = 9007199254740992.0; /* 2^53: all integers up to it are exact */
+    const int64_t size = tsr_load_history_size(h), cells = size - h->layers;
+
+    for (int64_t i = 0; i < size; ++i) {
+        const bool may_be_mean = h->kind == TSR_PREDICT_EMA && i >= h->layers;
+        const bool is_whole = may_be_mean || floor(values[i]) == values[i];
+        TSR_CHECK(values[i] >= 0.0 && values[i] <= most && is_whole, TSR_ERR_FORMAT,
+                  "load history: value %lld is %g, must be a count", (long long)i, values[i]);
+    }
+    for (int layer = 0; layer < h->layers; ++layer) {
+        h->pushes[layer] = (int64_t)values[layer];
+    }
+    values += h->layers;
+    if (h->kind == TSR_PREDICT_EMA) {
+        memcpy(h->mean, values, (size_t)cells * sizeof *h->mean);
+        return TSR_OK;
+    }
+    memset(h->sum, 0, (size_t)h->layers * (size_t)h->experts * sizeof *h->sum);
+    for (int64_t i = 0; i < cells; ++i) {
+        const int64_t layer = i / ((int64_t)h->window * h->experts);
+
+        h->past[i] = (int64_t)values[i];
+        h->sum[layer * h->experts + i % h->experts] += h->past[i];
+    }
+    return TSR_OK;
 }
 
 int tsr_overlap_budget(double free_s, double bytes_per_s, double expert_bytes, int experts)
