@@ -187,18 +187,22 @@ typedef enum tsr_aux_kind {
  * Scores, top-k choice and weights of each token, with the sums that balancing losses need.
  *
  * Ties go to the lower expert. Weights are the chosen scores, divided by their sum if renormalize,
- * times scale. Balancing loss: per sequence b, E * sum_e f[b,e] P[b,e], with f[b,e] the share of
+ * times scale. With several groups (of E / groups neighbours) only experts of the kept_groups best
+ * are chosen: a group is worth its best score + bias (softmax), or the sum of its two best
+ * (sigmoid); ties go to the lower group. Balancing loss: per sequence b, E * sum_e f[b,e] P[b,e], with f[b,e] the share of
  * assignments (aux kind) and P[b,e] the mean normalised score (sigmoid scores are divided by their
  * sum over experts). Per sequence, so that it depends neither on ranks nor on micro-batches.
  * z-loss: mean over tokens of logsumexp(logits)^2.
  * Source: Fedus et al. 2021, arXiv:2101.03961, 2.2; Lepikhin et al. 2020, arXiv:2006.16668, 2.2;
- *         Zoph et al. 2022, arXiv:2202.08906, 3.3 (z); DeepSeek-AI 2024, arXiv:2412.19437, 2.1.2.
+ *         Zoph et al. 2022, arXiv:2202.08906, 3.3 (z); DeepSeek-AI 2024, arXiv:2412.19437, 2.1.2;
+ *         groups: the same (sigmoid) and arXiv:2405.04434, 2.2.2 (softmax).
  */
 typedef struct tsr_route_args {
     const float *logits;     /* [T,E] */
     const float *bias;       /* [E] added for the choice only, or NULL */
     int64_t tokens, seq_len; /* tokens a multiple of seq_len */
     int experts, top_k;
+    int groups, kept_groups; /* 0 or 1 group: any experts may be chosen */
     tsr_gate_kind gate;
     tsr_aux_kind aux;
     bool renormalize;

@@ -13,6 +13,16 @@ static tsr_status check_route(const tsr_route_args *args)
     TSR_CHECK(args->top_k >= 1 && args->top_k <= top_k_max, TSR_ERR_ARG,
               "route: top_k = %d, must be 1 .. %d (experts = %d)", args->top_k, top_k_max,
               args->experts);
+    if (args->groups > 1) {
+        TSR_CHECK(args->experts % args->groups == 0, TSR_ERR_ARG,
+                  "route: groups = %d, must divide experts = %d", args->groups, args->experts);
+        const int size = args->experts / args->groups, least = (args->top_k + size - 1) / size;
+        TSR_CHECK(args->kept_groups >= least && args->kept_groups <= args->groups, TSR_ERR_ARG,
+                  "route: kept_groups = %d, must be %d .. %d (top_k = %d, %d experts a group)",
+                  args->kept_groups, least, args->groups, args->top_k, size);
+    } else {
+        TSR_CHECK(args->groups >= 0, TSR_ERR_ARG, "route: groups = %d, must be >= 0", args->groups);
+    }
     TSR_CHECK(args->gate == TSR_GATE_SOFTMAX || args->gate == TSR_GATE_SIGMOID, TSR_ERR_ARG,
               "route: gate = %d, must be softmax or sigmoid", (int)args->gate);
     TSR_CHECK(args->aux == TSR_AUX_SWITCH || args->aux == TSR_AUX_GSHARD, TSR_ERR_ARG,

@@ -7,6 +7,7 @@ static struct {
     array logits, bias, dweight, scores, index, weight, counts, balance, score_means, z, dlogits;
     tsr_route_args sizes;
     bool is_biased, keeps_z;
+    int groups, kept_groups; /* of the next make_route() */
 } route;
 
 static const tsr_route_args *route_args(side s)
@@ -52,6 +53,8 @@ static void make_route(const float *logits, int64_t tokens, int64_t seq_len, int
                                    .seq_len = seq_len,
                                    .experts = experts,
                                    .top_k = top_k,
+                                   .groups = route.groups,
+                                   .kept_groups = route.kept_groups,
                                    .gate = (options & 1) != 0 ? TSR_GATE_SIGMOID : TSR_GATE_SOFTMAX,
                                    .aux = (options & 2) != 0 ? TSR_AUX_GSHARD : TSR_AUX_SWITCH,
                                    .renormalize = (options & 4) != 0,
@@ -96,6 +99,29 @@ static void check_route(int64_t tokens, int64_t seq_len, int experts, int top_k,
     free_route();
 }
 
+static void check_limited_routes(void)
+{
+    static const int sizes[][4] = {/* experts, groups, kept groups, top_k */
+                                   {8, 4, 2, 2},   {8, 4, 2, 4},    {6, 6, 3, 3},
+                                   {21, 7, 3, 4},  {64, 8, 4, 8},   {100, 50, 40, 8},
+                                   {256, 8, 4, 8}, {1024, 8, 4, 8}, {1024, 512, 20, 16}};
+
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+        route.groups = sizes[i][1];
+        route.kept_groups = sizes[i][2];
+        for (int options = 4; options < 32; options += 9) { /* both gates, with bias and without */
+            check_route(12, 6, sizes[i][0], sizes[i][3], options);
+        }
+    }
+    route.groups = route.kept_groups = 0;
+}
+
+static void limited_routing_matches_the_twin(void **state)
+{
+    (void)state;
+    each_order(check_limited_routes);
+}
+
 static void check_routes(void)
 {
     for (int options = 0; options < 32; ++options) {
@@ -136,6 +162,15 @@ static void check_hard_choices(void)
         compare_route(EXPERTS, 5);
         free_route();
     }
+    route.groups = 10; /* groups tie and are no numbers too */
+    route.kept_groups = 3;
+    for (int gate = 0; gate < 2; ++gate) {
+        make_route(logits, TOKENS, 5, EXPERTS, TOP_K, gate | 4 | 16);
+        BOTH(tsr_op_route_forward, route_args);
+        compare_route(EXPERTS, 5);
+        free_route();
+    }
+    route.groups = route.kept_groups = 0;
     tsr_mem_free(logits);
 }
 
@@ -290,6 +325,17 @@ static const tsr_unpermute_args *unpermute_args(side s)
     return &args;
 }
 
+/* Take away the row of every third copy, on both sides. */
+static void drop_rows(void)
+{
+    const int64_t copies = sorted.sizes.tokens * sorted.sizes.top_k;
+
+    for (int64_t copy = 0; copy < copies; copy += 3) {
+        ((int32_t *)on(PLAIN, &sorted.row_of))[copy] = -1;
+    }
+    copy_array(&sorted.row_of, sorted.row_of.device, sorted.row_of.host, TSR_COPY_HOST_TO_DEVICE);
+}
+
 /* Copies are exact. A sum of base and K numbers below 5 is rounded K times, below 5 (K + 1)
  * each. */
 static void check_permute(int64_t width, int top_k, tsr_dtype dtype, int options)
@@ -311,6 +357,7 @@ static void check_permute(int64_t width, int top_k, tsr_dtype dtype, int options
     moved.unpermute =
         (tsr_unpermute_args){.tokens = TOKENS, .width = width, .top_k = top_k, .dtype = dtype};
     BOTH(tsr_op_permute, permute_args);
+    drop_rows();
     BOTH(tsr_op_unpermute, unpermute_args);
     assert_same_bytes(&moved.rows);
     assert_array(TSR_F32, &moved.out, 5.0 * (top_k + 1) * top_k * F32_EPS);
@@ -341,6 +388,7 @@ static void check_gather(void)
 {
     make_sorted(300, 5, 2, -1);
     BOTH(tsr_op_sort_by_expert, sort_args);
+    drop_rows();
     array out = make_array(NULL, 600, 4);
     for (int s = PLAIN; s < SIDES; ++s) {
         assert_ok(tsr_op_gather_f32(cuda_rig[s].device, on((side)s, &sorted.row_weight),
@@ -348,6 +396,9 @@ static void check_gather(void)
                                     cuda_rig[s].stream));
     }
     assert_same_bytes(&out);
+    for (int64_t copy = 0; copy < 600; copy += 3) {
+        assert_true(((const float *)on(PLAIN, &out))[copy] == 0.0f);
+    }
     free_array(&out);
     free_sorted();
 }
@@ -362,6 +413,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(routing_matches_the_twin),
+        cmocka_unit_test(limited_routing_matches_the_twin),
         cmocka_unit_test(ties_and_broken_logits_choose_as_the_twin),
         cmocka_unit_test(sorting_matches_the_twin),
         cmocka_unit_test(an_unknown_expert_stops_the_kernel),

@@ -149,6 +149,12 @@ static void route(void **state)
     REFUSE(tsr_op_route_forward, a, experts, 0, "experts = 0");
     REFUSE(tsr_op_route_forward, a, top_k, 3, "top_k = 3, must be 1 .. 2");
     REFUSE(tsr_op_route_forward, a, top_k, 0, "top_k = 0");
+    REFUSE(tsr_op_route_forward, a, groups, 3, "groups = 3, must divide experts = 2");
+    REFUSE(tsr_op_route_forward, a, groups, -1, "groups = -1");
+    a.groups = 2;
+    REFUSE(tsr_op_route_forward, a, kept_groups, 3, "kept_groups = 3, must be 1 .. 2");
+    REFUSE(tsr_op_route_forward, a, kept_groups, 0, "kept_groups = 0, must be 1 .. 2");
+    a.groups = 0;
     REFUSE(tsr_op_route_forward, a, gate, (tsr_gate_kind)4, "gate = 4");
     REFUSE(tsr_op_route_forward, a, aux, (tsr_aux_kind)4, "aux = 4");
     REFUSE(tsr_op_route_forward, a, counts, NULL, "counts must not be NULL");

@@ -260,6 +260,143 @@ static void a_nan_ranks_below_all_numbers(void **state)
     }
 }
 
+/* How many of keys come before number i: the greater ones, and equal ones of lower number. */
+static int rank_of(const float *keys, int count, int i)
+{
+    int before = 0;
+
+    for (int j = 0; j < count; ++j) {
+        before += keys[j] > keys[i] || (keys[j] == keys[i] && j < i);
+    }
+    return before;
+}
+
+/* The sum of a group's two best (sigmoid gate) or its best: over all pairs of its experts. */
+static float worth_of_group(const tsr_route_args *a, const float *keys, int size)
+{
+    float worth = -INFINITY;
+
+    for (int i = 0; i < size; ++i) {
+        for (int j = 0; j < size; ++j) {
+            const bool is_pair = a->gate == TSR_GATE_SIGMOID && size > 1;
+
+            worth = is_pair ? fmaxf(worth, i == j ? -INFINITY : keys[i] + keys[j])
+                            : fmaxf(worth, keys[i]);
+        }
+    }
+    return worth;
+}
+
+/* Choose for one token by rank alone: an expert is chosen as number k if its group is one of the
+ * kept_groups first and k experts of such groups come before it. */
+static void assert_choice_is_limited(const tsr_route_args *a, int64_t token)
+{
+    const int size = a->experts / a->groups;
+    float keys[64], worth[64], kept[64];
+    int experts[64], count = 0;
+
+    for (int e = 0; e < a->experts; ++e) {
+        keys[e] = a->scores[token * a->experts + e] + (a->bias != NULL ? a->bias[e] : 0.0f);
+        keys[e] = isnan(keys[e]) ? -INFINITY : keys[e];
+    }
+    for (int g = 0; g < a->groups; ++g) {
+        worth[g] = worth_of_group(a, keys + g * size, size);
+    }
+    for (int e = 0; e < a->experts; ++e) {
+        if (rank_of(worth, a->groups, e / size) < a->kept_groups) {
+            kept[count] = keys[e];
+            experts[count++] = e;
+        }
+    }
+    for (int i = 0; i < count; ++i) {
+        const int k = rank_of(kept, count, i);
+
+        if (k < a->top_k) {
+            assert_int_equal(a->index[token * a->top_k + k], experts[i]);
+        }
+    }
+}
+
+/* With options & 2 logits are of few values and a group shares its bias, so that experts and groups
+ * tie exactly: sums of the same two numbers, the greater first. (0.3 keeps sigmoid(x) + sigmoid(-x)
+ * = 1 out, which rounds to several numbers.) Most biased scores are below zero; one token's logits
+ * are no numbers, another's only in part. */
+static void check_groups(rig *r, int experts, int groups, int kept_groups, int top_k, int options)
+{
+    enum { TOKENS = 40 };
+    router t = take_router(TOKENS, 20, experts, top_k);
+
+    for (int c = 0; c < TOKENS * experts; ++c) {
+        t.logits[c] = (options & 2) != 0 ? 0.3f + 0.5f * rintf(t.logits[c]) : t.logits[c];
+        t.logits[c] = c < experts || (c < 2 * experts && c % 3 != 0) ? NAN : t.logits[c];
+    }
+    for (int e = 0; e < experts; ++e) {
+        const int place = (options & 2) != 0 ? e / (experts / groups) : e;
+
+        t.bias[e] = -0.5f * (float)(place % 3);
+    }
+    t.args.gate = (options & 1) != 0 ? TSR_GATE_SIGMOID : TSR_GATE_SOFTMAX;
+    t.args.bias = (options & 4) != 0 ? t.bias : NULL;
+    t.args.groups = groups;
+    t.args.kept_groups = kept_groups;
+    assert_ok(tsr_op_route_forward(r->device, &t.args, r->stream));
+    assert_ok(tsr_stream_wait(r->stream));
+    for (int64_t token = 0; token < TOKENS; ++token) {
+        assert_choice_is_limited(&t.args, token);
+    }
+    free_router(&t);
+}
+
+static void choices_stay_within_the_best_groups(void **state)
+{
+    (void)state;
+    for (int i = -1; i < RIGS; ++i) {
+        rig r;
+
+        if (!(i < 0 ? open_named("cpu:plain", 1, &r) : open_rig(i, &r))) {
+            continue;
+        }
+        for (int options = 0; options < 8; ++options) {
+            check_groups(&r, 8, 4, 2, 2, options);
+            check_groups(&r, 8, 4, 2, 4, options); /* all of the groups kept */
+            check_groups(&r, 8, 2, 2, 3, options); /* no limit */
+            check_groups(&r, 6, 6, 3, 3, options); /* groups of one expert */
+            check_groups(&r, 21, 7, 3, 4, options);
+            check_groups(&r, 64, 8, 4, 8, options);
+        }
+        close_rig(&r);
+    }
+}
+
+/* From DeepSeek-V3's inference code (scores + bias, groups of two, the two best of four groups,
+ * others at minus infinity): worths are 1.2, 1.1, -0.2 and 1.3. Expert 4 has the best score of all
+ * and is not chosen; with zeros for what is out, any of those would come before 7. */
+static void a_good_expert_in_a_poor_group_is_not_chosen(void **state)
+{
+    static const float scores[8] = {0.60f, 0.60f, 0.55f, 0.55f, 0.95f, 0.05f, 0.80f, 0.50f};
+    static const float bias[8] = {0.0f, 0.0f, 0.0f, 0.0f, -0.2f, -1.0f, 0.55f, -0.55f};
+    const int32_t expected[4] = {6, 0, 1, 7};
+
+    (void)state;
+    for (int i = -1; i < RIGS; ++i) {
+        router t = take_router(1, 1, 8, 4);
+        rig r;
+
+        for (int e = 0; e < 8; ++e) {
+            t.logits[e] = logf(scores[e] / (1.0f - scores[e]));
+        }
+        t.args.bias = bias;
+        t.args.gate = TSR_GATE_SIGMOID;
+        t.args.groups = 4;
+        t.args.kept_groups = 2;
+        if (i < 0 ? open_named("cpu:plain", 1, &r) : open_rig(i, &r)) {
+            run(&r, &t);
+            assert_memory_equal(t.args.index, expected, sizeof expected);
+        }
+        free_router(&t);
+    }
+}
+
 static void too_large_sizes_are_refused(void **state)
 {
     router t = take_router(2, 2, 4, 2);
@@ -285,6 +422,8 @@ int main(void)
         cmocka_unit_test(ties_go_to_the_lower_expert),
         cmocka_unit_test(broken_logits_give_valid_choices),
         cmocka_unit_test(a_nan_ranks_below_all_numbers),
+        cmocka_unit_test(choices_stay_within_the_best_groups),
+        cmocka_unit_test(a_good_expert_in_a_poor_group_is_not_chosen),
         cmocka_unit_test(too_large_sizes_are_refused),
     };
 

@@ -27,27 +27,72 @@ static double log_sum_exp(const float *logits, int experts)
     return top + log(sum);
 }
 
-/* Best expert not yet among the count chosen ones; NaN ranks below all, ties go to the lower. */
-static int32_t next_best(const tsr_route_args *args, const float *scores, const int32_t *chosen,
-                         int count)
+/* The best of those that are not out; puts it out. Ties go to the lower. */
+static int take_best(const double *keys, int count, bool *is_out)
 {
-    int32_t best = -1;
-    double best_key = 0.0;
+    int best = -1;
 
-    for (int32_t e = 0; e < args->experts; ++e) {
-        const double bias = args->bias != NULL ? (double)args->bias[e] : 0.0;
-        const double sum = (double)scores[e] + bias, key = isnan(sum) ? -INFINITY : sum;
-        bool is_taken = false;
-
-        for (int k = 0; k < count; ++k) {
-            is_taken = is_taken || chosen[k] == e;
-        }
-        if (!is_taken && (best < 0 || key > best_key)) {
-            best = e;
-            best_key = key;
+    for (int i = 0; i < count; ++i) {
+        if (!is_out[i] && (best < 0 || keys[i] > keys[best])) {
+            best = i;
         }
     }
+    is_out[best] = true;
     return best;
+}
+
+static double number_or_lowest(double key)
+{
+    return isnan(key) ? -INFINITY : key;
+}
+
+/* Best key of a group, or sum of the two best. */
+static double group_key(const tsr_route_args *args, const double *keys, int size)
+{
+    double first = -INFINITY, second = -INFINITY;
+
+    for (int i = 0; i < size; ++i) {
+        second = fmax(second, fmin(first, keys[i]));
+        first = fmax(first, keys[i]);
+    }
+    return args->gate == TSR_GATE_SOFTMAX || size == 1 ? first : number_or_lowest(first + second);
+}
+
+/* Put out the experts of all groups but the best. */
+static void limit_groups(const tsr_route_args *args, const double *keys, bool *is_out)
+{
+    const int size = args->experts / args->groups;
+    double group_keys[TSR_EXPERTS_MAX];
+    bool is_kept[TSR_EXPERTS_MAX] = {false};
+
+    for (int g = 0; g < args->groups; ++g) {
+        group_keys[g] = group_key(args, keys + g * size, size);
+    }
+    for (int i = 0; i < args->kept_groups; ++i) {
+        (void)take_best(group_keys, args->groups, is_kept);
+    }
+    for (int e = 0; e < args->experts; ++e) {
+        is_out[e] = !is_kept[e / size];
+    }
+}
+
+/* A score that is no number ranks below all. */
+static void choose(const tsr_route_args *args, const float *scores, int32_t *index)
+{
+    double keys[TSR_EXPERTS_MAX];
+    bool is_out[TSR_EXPERTS_MAX] = {false};
+
+    for (int e = 0; e < args->experts; ++e) {
+        const double bias = args->bias != NULL ? (double)args->bias[e] : 0.0;
+
+        keys[e] = number_or_lowest((double)scores[e] + bias);
+    }
+    if (args->groups > 1) {
+        limit_groups(args, keys, is_out);
+    }
+    for (int k = 0; k < args->top_k; ++k) {
+        index[k] = take_best(keys, args->experts, is_out);
+    }
 }
 
 static double chosen_sum(const tsr_route_args *args, const float *scores, const int32_t *index)
@@ -72,9 +117,7 @@ static void route_token(const tsr_route_args *args, int64_t token)
 
         scores[e] = (float)(args->gate == TSR_GATE_SOFTMAX ? exp(l - z) : 1.0 / (1.0 + exp(-l)));
     }
-    for (int k = 0; k < args->top_k; ++k) {
-        index[k] = next_best(args, scores, index, k);
-    }
+    choose(args, scores, index);
     const double sum = chosen_sum(args, scores, index);
     for (int k = 0; k < args->top_k; ++k) {
         args->weight[token * args->top_k + k] =

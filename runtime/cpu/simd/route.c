@@ -54,29 +54,79 @@ VEC_INLINE void sigmoids(float *row, int64_t padded)
     }
 }
 
-/* The top_k best by insertion; NaN ranks below all, and equal keys stay in expert order. */
+/* The best few of what has been offered, best first; equal keys stay in the order of offers. */
+typedef struct best_list {
+    float *keys;
+    int32_t *items;
+    int count, limit;
+} best_list;
+
+VEC_INLINE void offer(best_list *list, float key, int32_t item)
+{
+    int place = list->count;
+
+    if (place < list->limit) {
+        ++list->count;
+    } else if (key > list->keys[place - 1]) {
+        --place;
+    } else {
+        return;
+    }
+    for (; place > 0 && key > list->keys[place - 1]; --place) {
+        list->keys[place] = list->keys[place - 1];
+        list->items[place] = list->items[place - 1];
+    }
+    list->keys[place] = key;
+    list->items[place] = item;
+}
+
+/* What choices go by; NaN ranks below all. */
+VEC_INLINE float choice_key(const tsr_route_args *args, const float *scores, int e)
+{
+    const float sum = args->bias != NULL ? scores[e] + args->bias[e] : scores[e];
+
+    return isnan(sum) ? -INFINITY : sum;
+}
+
+/* The groups that experts may be chosen from: best key, or sum of the two best, of each. */
+static void keep_groups(const tsr_route_args *args, const float *scores, bool *is_kept)
+{
+    const int size = args->experts / args->groups;
+    float keys[TSR_EXPERTS_MAX];
+    int32_t kept[TSR_EXPERTS_MAX];
+    best_list list = {keys, kept, 0, args->kept_groups};
+
+    for (int g = 0; g < args->groups; ++g) {
+        float top[2];
+        int32_t experts[2];
+        best_list best = {top, experts, 0, args->gate == TSR_GATE_SOFTMAX ? 1 : 2};
+
+        for (int e = g * size; e < (g + 1) * size; ++e) {
+            offer(&best, choice_key(args, scores, e), e);
+        }
+        const float sum = best.count == 1 ? top[0] : top[0] + top[1];
+        offer(&list, isnan(sum) ? -INFINITY : sum, g);
+    }
+    memset(is_kept, 0, (size_t)args->groups * sizeof *is_kept);
+    for (int i = 0; i < list.count; ++i) {
+        is_kept[kept[i]] = true;
+    }
+}
+
 static void choose(const tsr_route_args *args, const float *scores, int32_t *index)
 {
-    const int top_k = args->top_k;
+    const int groups = args->groups > 1 ? args->groups : 1, size = args->experts / groups;
     float keys[TSR_TOP_K_MAX];
+    bool is_kept[TSR_EXPERTS_MAX] = {true};
+    best_list list = {keys, index, 0, args->top_k};
 
-    for (int e = 0; e < args->experts; ++e) {
-        const float sum = args->bias != NULL ? scores[e] + args->bias[e] : scores[e];
-        const float key = isnan(sum) ? -INFINITY : sum;
-        int place = e;
-
-        if (e >= top_k) {
-            if (!(key > keys[top_k - 1])) {
-                continue;
-            }
-            place = top_k - 1;
+    if (groups > 1) {
+        keep_groups(args, scores, is_kept);
+    }
+    for (int g = 0; g < groups; ++g) {
+        for (int e = g * size; e < (g + 1) * size && is_kept[g]; ++e) {
+            offer(&list, choice_key(args, scores, e), e);
         }
-        for (; place > 0 && key > keys[place - 1]; --place) {
-            keys[place] = keys[place - 1];
-            index[place] = index[place - 1];
-        }
-        keys[place] = key;
-        index[place] = e;
     }
 }
 

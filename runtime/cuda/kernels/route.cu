@@ -105,10 +105,62 @@ static __device__ __forceinline__ int take_best(const float (&key)[OWN], const f
     return best;
 }
 
+/* Put out the experts that lie in none of the best groups, as bits of `taken`: lane l weighs groups
+ * l, l + 32, ..., whose keys it reads from `scratch` [E]; bank conflicts do not matter here. */
+template <int OWN>
+static __device__ __forceinline__ void limit_groups(const tsr_route_args &a,
+                                                    const float (&key)[OWN], int lane,
+                                                    float *scratch, unsigned *taken)
+{
+    const int size = a.experts / a.groups;
+    float group_key[OWN], unused;
+    unsigned kept = 0;
+
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        if (lane + i * TSR_WARP < a.experts) {
+            scratch[lane + i * TSR_WARP] = key[i];
+        }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const int g = lane + i * TSR_WARP;
+        float first = -INFINITY, second = -INFINITY;
+
+        for (int e = g * size; g < a.groups && e < (g + 1) * size; ++e) {
+            second = fmaxf(second, fminf(first, scratch[e]));
+            first = fmaxf(first, scratch[e]);
+        }
+        const float sum = a.gate == TSR_GATE_SOFTMAX || size == 1 ? first : first + second;
+        group_key[i] = sum == sum ? sum : -INFINITY;
+    }
+    for (int k = 0; k < a.kept_groups; ++k) {
+        (void)take_best<OWN>(group_key, group_key, a.groups, lane, &kept, &unused);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        if (lane + i * TSR_WARP < a.groups) {
+            scratch[lane + i * TSR_WARP] = (kept >> i & 1) != 0 ? 1.0f : 0.0f;
+        }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const int e = lane + i * TSR_WARP;
+
+        if (e < a.experts && scratch[e / size] == 0.0f) {
+            *taken |= 1u << i;
+        }
+    }
+    __syncwarp(); /* before the next token's keys */
+}
+
 /* Choose and write the outputs of one token; lane k keeps choice k and returns it (-1 past K). */
 template <int OWN>
 static __device__ __forceinline__ int choose(const tsr_route_args &a, int64_t token, int lane,
-                                             const token_scores<OWN> &t)
+                                             const token_scores<OWN> &t, float *scratch)
 {
     float key[OWN], my_score = 0.0f, sum = 0.0f;
     unsigned taken = 0;
@@ -125,6 +177,9 @@ static __device__ __forceinline__ int choose(const tsr_route_args &a, int64_t to
             key[i] = biased == biased ? biased : -INFINITY;
             a.scores[token * a.experts + e] = t.score[i];
         }
+    }
+    if (a.groups > 1) {
+        limit_groups<OWN>(a, key, lane, scratch, &taken);
     }
     for (int k = 0; k < a.top_k; ++k) {
         float score;
@@ -152,7 +207,7 @@ template <int OWN>
 static __global__ void __launch_bounds__(WARPS *TSR_WARP)
     forward_kernel(tsr_route_args a, route_sums sums)
 {
-    TSR_DYN_SHARED(float, totals); /* [WARPS, E], then the counts [2, E] */
+    TSR_DYN_SHARED(float, totals); /* [WARPS, E], scratch until the end; then the counts [2, E] */
     int *counts = (int *)(totals + WARPS * a.experts), *first_counts = counts + a.experts;
     const int lane = (int)threadIdx.x % TSR_WARP, warp = (int)threadIdx.x / TSR_WARP;
     const int64_t sequence = blockIdx.x / sums.shares, share = blockIdx.x % sums.shares;
@@ -168,7 +223,7 @@ static __global__ void __launch_bounds__(WARPS *TSR_WARP)
     __syncthreads();
     for (int64_t token = begin + warp; token < end; token += WARPS) {
         const token_scores<OWN> t = score_token<OWN>(a, token, lane);
-        const int choice = choose<OWN>(a, token, lane, t);
+        const int choice = choose<OWN>(a, token, lane, t, totals + warp * a.experts);
 
         if (lane < a.top_k) {
             atomicAdd(&counts[choice], 1);
