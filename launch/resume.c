@@ -64,6 +64,8 @@ tsr_status resume_check_model(const settings *now, const char *then_text)
     SAME(num_key_value_heads, "%lld", long long);
     SAME(head_dim, "%lld", long long);
     SAME(num_experts_per_tok, "%lld", long long);
+    SAME(n_group, "%lld", long long);
+    SAME(topk_group, "%lld", long long);
     SAME(rope_theta, "%g", double);
     SAME(rms_norm_eps, "%g", double);
     SAME(scoring_func, "%d", int);
