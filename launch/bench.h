@@ -11,6 +11,9 @@ TSR_NODISCARD tsr_status bench_step(const cli_values *values, world *w);
 /** Hot operators of the device against their plain twins, then timed. */
 TSR_NODISCARD tsr_status bench_ops(const cli_values *values, world *w);
 
+/** Collectives, dispatch and copies of experts between these ranks. */
+TSR_NODISCARD tsr_status bench_comm(const cli_values *values, world *w);
+
 /** Policies of expert placement under uneven loads: on these ranks, or by the cost model. */
 TSR_NODISCARD tsr_status bench_imbalance(const cli_values *values, world *w);
 TSR_NODISCARD tsr_status bench_imbalance_real(const cli_values *values, world *w);
