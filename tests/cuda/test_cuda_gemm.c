@@ -458,6 +458,40 @@ static void check_groups(tsr_dtype dtype, int architecture)
     close_rig(&r);
 }
 
+/* On each way of computing experts; the output's memory holds random numbers before. */
+static void experts_without_rows_get_a_gradient_of_zero(void **state)
+{
+    static const int64_t rows[] = {0, 32, 0};
+    static const struct {
+        tsr_dtype dtype;
+        int architecture;
+        int64_t k; /* odd: the plain kernel */
+    } ways[] = {{TSR_F32, 80, 40}, {TSR_BF16, 80, 40}, {TSR_BF16, 80, 33}, {TSR_BF16, 90, 40}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; ++i) {
+        rig r = open_emulated();
+
+        pretend(&r, ways[i].architecture);
+        for (int experts = 1; experts <= 3; ++experts) { /* with one, there are no rows at all */
+            const group_case g = {.experts = experts,
+                                  .rows = rows,
+                                  .n = 24,
+                                  .k = ways[i].k,
+                                  .pass = TSR_GROUPED_WGRAD,
+                                  .dtype = ways[i].dtype};
+            group_arrays all = run_group(&g, &r);
+            const float *w = (const float *)all.w.host;
+
+            for (int64_t at = 0; at < experts * g.n * g.k; ++at) {
+                assert_true((w[at] == 0.0f) == (rows[at / (g.n * g.k)] == 0));
+            }
+            free_group(&r, &all);
+        }
+        close_rig(&r);
+    }
+}
+
 static void experts_match_the_twin_in_f32(void **state)
 {
     (void)state;
@@ -573,6 +607,7 @@ int main(void)
         cmocka_unit_test(reserved_products_take_no_memory),
         cmocka_unit_test(products_on_two_streams_share_the_workspace),
         cmocka_unit_test(experts_match_the_twin_in_f32),
+        cmocka_unit_test(experts_without_rows_get_a_gradient_of_zero),
         cmocka_unit_test(experts_match_the_twin_in_bf16_by_mma),
         cmocka_unit_test(experts_match_the_twin_in_bf16_on_hopper),
         cmocka_unit_test(the_fake_refuses_what_the_library_refuses),
