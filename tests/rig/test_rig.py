@@ -99,8 +99,8 @@ def check_planes(folder, bytes_of, planes=2):
 
 def data_parallel_equals_one_rank():
     with Folder() as one, Folder() as many, Rig(hosts=2, planes=2) as rig:
-        train(one, 0)
-        bytes_of = train_on(rig, many)
+        train(one, 0, *EXPERTS)
+        bytes_of = train_on(rig, many, *EXPERTS)
         check(close(losses(many), losses(one)), f"{losses(many)} against {losses(one)}")
         check_planes(many, bytes_of)
 
@@ -118,6 +118,24 @@ def experts_equal_one_rank():
             counted = sum(step["bytes"]["cross_plane"] for step in metrics(many)[0].values())
             check(close(losses(many), losses(one)), f"flat: {losses(many)} against {losses(one)}")
             check(0 < counted <= sent(bytes_of, "cross") <= 1.2 * counted, f"{counted} counted, {bytes_of}")
+
+
+def limited_gate_limits_nodes():
+    """Groups of experts are those of a node, and a token's experts are in two of four groups."""
+    gate = ["--set", "model.n_group=4", "--set", "model.topk_group=2", "--set", "model.scoring_func=sigmoid"]
+    tokens, layers, steps, width, top_k = 16 * 64, 2, 10, 64, 8
+    # f32 forward with lanes and weights, and the gradient's rows back, to at most two other nodes
+    most = steps * layers * tokens * 2 * (2 * 4 * width + 8 * top_k)
+    with Folder() as one, Folder() as free, Folder() as limited, Rig(hosts=4, planes=2) as rig:
+        train(one, 0, *EXPERTS, *gate)
+        train_on(rig, free, *EXPERTS, *gate, "--set", "model.topk_group=4", "--set", "parallel.ep=8")
+        bytes_of = train_on(rig, limited, *EXPERTS, *gate, "--set", "parallel.ep=8")
+        check(close(losses(limited), losses(one)), f"{losses(limited)} against {losses(one)}")
+        check_planes(limited, bytes_of)
+        sums = [sum(step["bytes_by"]["dispatch"]["in_plane"] for step in metrics(folder)[0].values())
+                for folder in (limited, free)]
+        print(f"     dispatched between nodes: {sums[0]} bytes, {sums[1]} without the limit, at most {most}")
+        check(sums[0] <= most < sums[1], f"{sums}, at most {most}")
 
 
 def dispatch(rig, how, *sizes):
@@ -245,8 +263,9 @@ def host_is_lost_and_the_rest_goes_on():
 
 
 LONG = [two_stage_is_timed_against_flat]
-TESTS = [data_parallel_equals_one_rank, experts_equal_one_rank, dispatch_moves_each_token_once_to_each_node,
-         plane_comes_back, plane_is_lost, host_is_lost_and_the_rest_goes_on]
+TESTS = [data_parallel_equals_one_rank, experts_equal_one_rank, limited_gate_limits_nodes,
+         dispatch_moves_each_token_once_to_each_node, plane_comes_back, plane_is_lost,
+         host_is_lost_and_the_rest_goes_on]
 if __name__ == "__main__":
     reason = why_not()
     if reason:
