@@ -32,6 +32,7 @@ typedef enum tsr_traffic {
     TSR_TRAFFIC_COMBINE,
     TSR_TRAFFIC_SPARSE_ALL_GATHER,
     TSR_TRAFFIC_SPARSE_REDUCE_SCATTER,
+    TSR_TRAFFIC_RESHARD, /* state of experts to new owners */
     TSR_TRAFFICS
 } tsr_traffic;
 

@@ -15,6 +15,7 @@ const char *tsr_traffic_name(tsr_traffic purpose)
         [TSR_TRAFFIC_COMBINE] = "combine",
         [TSR_TRAFFIC_SPARSE_ALL_GATHER] = "sparse_all_gather",
         [TSR_TRAFFIC_SPARSE_REDUCE_SCATTER] = "sparse_reduce_scatter",
+        [TSR_TRAFFIC_RESHARD] = "reshard",
     };
 
     return names[purpose];

@@ -160,6 +160,9 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
                   r->expert_max_over_mean, "mem_gib", r->mem_bytes * gib, "parts_ms", parts);
     add_bytes(line, r->bytes);
     add_balance(line, r);
+    if (r->resharded > 0) {
+        (void)json_object_set_new(line, "resharded", json_integer((json_int_t)r->resharded));
+    }
     write_line(m, line);
 }
 

@@ -179,18 +179,40 @@ static tsr_status finish_save(train_run *run)
 }
 
 /* A save that failed is told and tried again next time: the run goes on with the last good one. */
-static tsr_status progress_save(train_run *run, const step_result *step)
+static tsr_status report_or_go_on(train_run *run, tsr_status st, const tsr_ckpt_result *result)
 {
-    tsr_ckpt_result result = {0};
-    const tsr_status st =
-        tsr_ckpt_progress(run->writer, step->checkpoint_written, step->checkpoint_failed, &result);
-
     if (st == TSR_ERR_IO || st == TSR_ERR_PEER) {
         tsr_log(TSR_LOG_ERROR, "checkpoint was not saved: %s", tsr_error_message());
         return TSR_OK;
     }
-    report_save(run, &result);
+    report_save(run, result);
     return st;
+}
+
+static tsr_status create_writer(train_run *run)
+{
+    tsr_state_view view;
+
+    TSR_TRY(trainer_view(&run->t, run->config_text, &view));
+    return tsr_ckpt_writer_create(run->t.comm, run->s.run.dir, &run->s.checkpoint, &view,
+                                  &run->writer);
+}
+
+/* Where owners have moved, a writer is needed that knows of the new slices. */
+static tsr_status progress_save(train_run *run, const step_result *step)
+{
+    tsr_ckpt_result result = {0};
+    tsr_status st;
+
+    if (step->resharded == 0) {
+        st = tsr_ckpt_progress(run->writer, step->checkpoint_written, step->checkpoint_failed,
+                               &result);
+        return report_or_go_on(run, st, &result);
+    }
+    st = tsr_ckpt_finish(run->writer, &result);
+    TSR_TRY(report_or_go_on(run, st, &result));
+    tsr_ckpt_writer_destroy(&run->writer);
+    return create_writer(run);
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -255,15 +277,6 @@ static tsr_status loop(train_run *run)
 }
 
 /* ---- wiring ---------------------------------------------------------------------------------- */
-
-static tsr_status create_writer(train_run *run)
-{
-    tsr_state_view view;
-
-    TSR_TRY(trainer_view(&run->t, run->config_text, &view));
-    return tsr_ckpt_writer_create(run->t.comm, run->s.run.dir, &run->s.checkpoint, &view,
-                                  &run->writer);
-}
 
 static tsr_status train(train_run *run, const char *resume, bool is_dry)
 {

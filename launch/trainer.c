@@ -189,6 +189,17 @@ tsr_status trainer_open_mesh(const settings *s, const world *w, tsr_mesh *mesh_o
     return st;
 }
 
+tsr_status trainer_create_optimizer(trainer *t)
+{
+    tsr_comm *const groups[TSR_GROUPS] = {
+        [TSR_GROUP_FLOAT] = t->mesh.dense.device.all,
+        [TSR_GROUP_DENSE] = t->mesh.dense.device.all,
+        [TSR_GROUP_EXPERT] = t->mesh.replica.device.all,
+    };
+
+    return tsr_optimizer_create(&t->s->optim, &t->weights, groups, &t->optimizer);
+}
+
 tsr_status trainer_create(trainer *t, const settings *s, world *w)
 {
     int threads = (int)s->run.threads;
@@ -202,12 +213,7 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
     TSR_TRY(tsr_comm_agree(t->comm, create_local(t, threads)));
     TSR_TRY(use_nccl_if_wanted(t));
     TSR_TRY(tsr_comm_agree(t->comm, create_stage(t)));
-    tsr_comm *const groups[TSR_GROUPS] = {
-        [TSR_GROUP_FLOAT] = t->mesh.dense.device.all,
-        [TSR_GROUP_DENSE] = t->mesh.dense.device.all,
-        [TSR_GROUP_EXPERT] = t->mesh.replica.device.all,
-    };
-    TSR_TRY(tsr_optimizer_create(&s->optim, &t->weights, groups, &t->optimizer));
+    TSR_TRY(trainer_create_optimizer(t));
     t->flops_per_token = tsr_model_train_flops_per_token(&s->model, &t->table, s->data.seq_len);
     tsr_traffic_read(t->bytes_before); /* what starting took is not the first step's */
     return TSR_OK;

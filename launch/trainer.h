@@ -105,6 +105,7 @@ typedef struct step_result {
     const layer_balance *balance; /* [L] of layers with experts; NULL where these are not spread.
                                      Borrowed from the trainer */
     int64_t first_layer, layers;
+    int64_t resharded;                     /* experts that have other owners now: slices changed */
     int64_t tokens;                        /* of this step */
     int64_t tokens_seen;                   /* of the run so far */
     double bytes[TSR_TRAFFICS][TSR_LINKS]; /* sent by all ranks since the step before */
@@ -113,7 +114,8 @@ typedef struct step_result {
 } step_result;
 
 /**
- * One optimizer step: micro-batches, reduction, clipping, update, router bias.
+ * One optimizer step: micro-batches, reduction, clipping, update, router bias; new owners of experts
+ * where that is due and pays.
  *
  * Collective. Errors: those of the source, agreed on; TSR_ERR_RANGE when loss or gradient is not
  * finite (the update is not made); transport errors.

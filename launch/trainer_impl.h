@@ -11,6 +11,9 @@ int64_t trainer_totals_count(const trainer *t);
  * experts serve others. */
 int64_t trainer_passes(const trainer *t, int64_t sequences);
 
+/* For the weights as they are now. Collective. */
+TSR_NODISCARD tsr_status trainer_create_optimizer(trainer *t);
+
 /* Memory for what checkpoints hold of placement; the stage is there. */
 TSR_NODISCARD tsr_status trainer_take_arrays(trainer *t);
 

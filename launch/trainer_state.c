@@ -1,7 +1,11 @@
 /* A trainer's state as checkpoints see it. */
+#include "launch/reshard.h"
 #include "launch/trainer_impl.h"
 
 #include <string.h>
+
+static const char owner_name[] = "expert_owner"; /* [L,E], of so many ranks: */
+static const char ranks_name[] = "expert_ranks";
 
 /* ---- placement's part ------------------------------------------------------------------------ */
 
@@ -26,6 +30,10 @@ tsr_status trainer_take_arrays(trainer *t)
 {
     const tsr_load_history *history = tsr_stage_history(t->stage);
 
+    if (t->mesh.ep > 1) {
+        TSR_TRY(take_array(t, owner_name, t->weights.layers * t->weights.experts));
+        TSR_TRY(take_array(t, ranks_name, 1));
+    }
     return history != NULL ? take_array(t, history_name(t), tsr_load_history_size(history))
                            : TSR_OK;
 }
@@ -60,6 +68,42 @@ static tsr_status restore_history(trainer *t)
     return tsr_load_history_import(history, loads->values);
 }
 
+static void view_owners(trainer *t)
+{
+    const tsr_state_array *owner = find_array(t, owner_name), *ranks = find_array(t, ranks_name);
+
+    for (int64_t i = 0; owner != NULL && i < owner->count; ++i) {
+        owner->values[i] = t->owner[i];
+    }
+    if (ranks != NULL) {
+        ranks->values[0] = t->mesh.ep;
+    }
+}
+
+/* Of as many ranks, the experts go to the owners that they had; else they stay evenly dealt. */
+static tsr_status restore_owners(trainer *t)
+{
+    const tsr_state_array *saved = find_array(t, owner_name), *ranks = find_array(t, ranks_name);
+    reshard_move move;
+    int32_t *owner = NULL;
+
+    if (saved == NULL || !saved->is_loaded || !ranks->is_loaded ||
+        ranks->values[0] != (double)t->mesh.ep) {
+        return TSR_OK;
+    }
+    tsr_status st =
+        tsr_mem_alloc_array(TSR_MEM_OTHER, saved->count, sizeof *owner, (void **)&owner);
+    st = tsr_comm_agree(t->comm, st);
+    for (int64_t i = 0; st == TSR_OK && i < saved->count; ++i) {
+        const double rank = saved->values[i];
+
+        owner[i] = rank >= 0.0 && rank < t->mesh.ep ? (int32_t)rank : -1; /* is refused */
+    }
+    st = st != TSR_OK ? st : reshard_deal(t, owner, &move);
+    tsr_mem_free(owner);
+    return st;
+}
+
 /* ---- all of it ------------------------------------------------------------------------------- */
 
 tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *view_out)
@@ -79,6 +123,7 @@ tsr_status trainer_view(trainer *t, const char *config_text, tsr_state_view *vie
         .config_text = config_text,
     };
 
+    view_owners(t);
     if (history != NULL) {
         tsr_load_history_export(history, find_array(t, history_name(t))->values);
     }
@@ -104,5 +149,6 @@ tsr_status trainer_restore(trainer *t, const tsr_state_view *view)
         TSR_TRY(trainer_send_router_bias(t));
     }
     TSR_TRY(restore_history(t));
-    return tsr_optimizer_refresh(t->optimizer, t->stream);
+    TSR_TRY(tsr_optimizer_refresh(t->optimizer, t->stream));
+    return restore_owners(t);
 }

@@ -1,6 +1,8 @@
 /* One training step, and validation. */
 #include "launch/trainer_impl.h"
 
+#include "launch/reshard.h"
+
 #include <string.h>
 
 /* What a step sums over ranks in its one exchange, in this order; then a peak-memory slot a rank,
@@ -240,6 +242,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     int64_t part_start = start;
     tsr_stage_sums sums = {0};
     step_result result = {.lr = tsr_lr_at(&t->s->optim, step, t->s->train.steps)};
+    reshard_move moved;
     double squares = 0.0;
 
     memset(t->totals, 0, (size_t)t->totals_count * sizeof *t->totals);
@@ -279,7 +282,9 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     t->tokens_seen += result.tokens;
     result.tokens_seen = t->tokens_seen;
     t->data_position += t->s->train.global_batch;
-    const double seconds = 1e-9 * (double)(part_start - start);
+    TSR_TRY(reshard_if_due(t, &moved));
+    result.resharded = moved.experts;
+    const double seconds = 1e-9 * (double)(tsr_trace_clock() - start);
     result.ms = 1e3 * seconds;
     result.tokens_per_s = (double)result.tokens / seconds;
     result.gemm_share =

@@ -23,6 +23,13 @@ static const tsr_option keys[] = {
     {"experts", "rematerialize", TSR_OPTION_BOOL, "true", 0, 0, NULL, NULL,
      "keep one layer's copies at a time and fetch them again in backward; false: all layers'",
      AT(rematerialize)},
+    {"experts", "reshard_every", TSR_OPTION_INT, "0", 0, 1000000, NULL, "steps",
+     "look so often for better owners of experts (swap, fssdp, quota), and move if it pays until "
+     "the next look; 0: never",
+     AT(reshard_every)},
+    {"experts", "reshard_cost", TSR_OPTION_REAL, "10000", 0, 1e12, NULL, "tokens",
+     "what moving an expert and its optimizer state costs: tokens that it computes meanwhile",
+     AT(reshard_cost)},
 };
 
 tsr_option_table tsr_experts_options(tsr_experts_config *config)

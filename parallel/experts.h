@@ -23,6 +23,7 @@ typedef struct tsr_experts_config {
     bool calibrate;        /* fssdp: copies after the gate too */
     bool rematerialize;    /* one layer's copies at a time, fetched again in backward */
     int64_t reshard_every; /* steps between looks for better owners; 0: never */
+    double reshard_cost;   /* tokens computed by an expert in the time that it takes to move it */
 } tsr_experts_config;
 
 tsr_option_table tsr_experts_options(tsr_experts_config *config);

@@ -60,7 +60,7 @@ static tsr_status create_planner(moe_copies *c, const tsr_stage_options *options
     const int64_t spill = options->copies->spill_slots;
     const tsr_plan_options plan = {
         .policy = c->policy,
-        .layers = (int)options->config->num_hidden_layers,
+        .layers = (int)tsr_model_moe_layers(options->config),
         .ranks = c->ranks,
         .experts = c->experts,
         .node = node,

@@ -155,6 +155,8 @@ moe_rows moe_rows_here(const moe_layer *self, const tsr_pass *pass, const moe_sa
                        void *saved, const moe_work *in, void *work);
 
 tsr_swiglu_args moe_swiglu_args(const moe_layer *self, const tsr_pass *pass, const moe_rows *r);
+/* Let the device prepare for all products with what is here now. */
+TSR_NODISCARD tsr_status moe_layer_reserve(const moe_layer *self, const tsr_layer_spec *spec);
 /* to [R,D] = copies of units [U,D]. */
 tsr_status moe_permute(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
                        const void *units, bool from_f32, void *to);
@@ -192,11 +194,18 @@ float *moe_copies_gradients(const moe_layer *self, const moe_matrix *matrix);
 /* A step's tokens [L,E] of all ranks. */
 void moe_copies_observe(moe_copies *c, const double *counts, int64_t layers);
 
+/* ---- moe_owners.c: other owners ---- */
+
+/* spec's table and the spread's owners have changed. Local. */
+TSR_NODISCARD tsr_status moe_layer_deal(tsr_layer *layer, const tsr_layer_spec *spec);
+
 /* ---- moe_spread.c: experts on several ranks ---- */
 
 /* A layer's own part of it. */
 TSR_NODISCARD tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread);
 void moe_spread_close(moe_layer *self);
+/* Lane of each expert at its owner. */
+void moe_spread_set_lanes(moe_layer *self);
 
 /* Lanes and way of the tokens just routed, and rows of x at the experts. Collective. */
 TSR_NODISCARD tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass,

@@ -197,11 +197,18 @@ static tsr_status reserve_grouped(const moe_layer *self, const tsr_layer_spec *s
     return tsr_op_grouped_gemm_reserve(spec->device, &args);
 }
 
+tsr_status moe_layer_reserve(const moe_layer *self, const tsr_layer_spec *spec)
+{
+    const int64_t most = most_rows(spec, self->spread);
+
+    TSR_TRY(reserve_grouped(self, spec, &self->gate_up, most));
+    return reserve_grouped(self, spec, &self->down, most);
+}
+
 tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_moe_spread *spread, tsr_layer **out)
 {
     moe_layer made = describe(spec, spread != NULL);
     const int64_t rows = moe_max_rows(spec->config, spec->max_batch * spec->seq);
-    const int64_t most = most_rows(spec, spread);
     const size_t figures = moe_figures_layout(made.experts, spec->max_batch).bytes;
     tsr_status st = TSR_OK;
     void *block = NULL;
@@ -212,8 +219,7 @@ tsr_status tsr_moe_layer_create(const tsr_layer_spec *spec, tsr_moe_spread *spre
         (long long)rows, INT32_MAX);
     TSR_TRY(tsr_linear_reserve(&made.gate, spec->device, spec->max_batch, spec->seq, spec->train));
     made.spread = spread; /* for the number of places */
-    TSR_TRY(reserve_grouped(&made, spec, &made.gate_up, most));
-    TSR_TRY(reserve_grouped(&made, spec, &made.down, most));
+    TSR_TRY(moe_layer_reserve(&made, spec));
     if (made.has_shared) {
         TSR_TRY(tsr_feed_forward_reserve(&made.shared, spec));
     }

@@ -68,14 +68,10 @@ void tsr_moe_spread_destroy(tsr_moe_spread **spread_p)
     *spread_p = NULL;
 }
 
-tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread)
+void moe_spread_set_lanes(moe_layer *self)
 {
-    const int32_t *owner = spread->owner + (int64_t)self->base.index * self->experts;
-    void *block = NULL;
+    const int32_t *owner = self->spread->owner + (int64_t)self->base.index * self->experts;
 
-    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, self->experts, sizeof(int32_t), &block));
-    self->spread = spread;
-    self->lane_of = block;
     for (int e = 0; e < self->experts; ++e) {
         int place = 0; /* a rank holds its experts in ascending order */
 
@@ -84,6 +80,16 @@ tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread)
         }
         self->lane_of[e] = tsr_lane(owner[e], place);
     }
+}
+
+tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread)
+{
+    void *block = NULL;
+
+    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, self->experts, sizeof(int32_t), &block));
+    self->spread = spread;
+    self->lane_of = block;
+    moe_spread_set_lanes(self);
     TSR_TRY(tsr_dispatch_plan_create(spread->dispatch, &self->plan));
     return spread->copies != NULL ? moe_copies_open(self) : TSR_OK;
 }

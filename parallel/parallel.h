@@ -183,6 +183,22 @@ void tsr_stage_observe(tsr_stage *stage, const double *counts);
 tsr_load_history *tsr_stage_history(tsr_stage *stage);
 
 /**
+ * Owners [L,E] that are better for the loads seen so far, if experts have any, and whether it pays
+ * to move to them for `steps` steps: gain and cost in tokens (see tsr_plan_weigh()), cost being
+ * move_tokens for each expert that the busiest rank sends or receives. Pure.
+ *
+ * Errors: TSR_ERR_STATE for a stage without history.
+ */
+TSR_NODISCARD tsr_status tsr_stage_better_owners(tsr_stage *stage, int steps, double move_tokens,
+                                                 int32_t *owner_out, tsr_move *move_out);
+
+/**
+ * Work with other owners from now on: those behind options->owner, table and weights have changed
+ * where they are. Between steps. Local.
+ */
+TSR_NODISCARD tsr_status tsr_stage_deal(tsr_stage *stage);
+
+/**
  * Add bias to the logits of all gates from now on, so that a benchmark can say which experts the
  * tokens go to; NULL: no more.
  *

@@ -187,7 +187,8 @@ typedef struct tsr_move {
 /**
  * Weigh better owners for the next `steps` steps. Gain: what the layers' largest loads, after
  * copies and quotas, fall by if the loads [L,E] come evenly from all ranks, at three computations
- * and four rows a token. Cost: move_s for each expert that the busiest rank sends or receives.
+ * and four rows a token. Cost: move_s for each expert that the busiest rank sends or receives. A
+ * planner whose costs are all zero counts both in tokens instead of seconds.
  */
 TSR_NODISCARD tsr_status tsr_plan_weigh(tsr_planner *planner, const int64_t *loads,
                                         const int32_t *owner, const int32_t *better, int steps,

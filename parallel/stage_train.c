@@ -120,12 +120,6 @@ void tsr_stage_observe(tsr_stage *stage, const double *counts)
     }
 }
 
-tsr_load_history *tsr_stage_history(tsr_stage *stage)
-{
-    return stage->spread != NULL && stage->spread->copies != NULL ? stage->spread->copies->history
-                                                                  : NULL;
-}
-
 tsr_status stage_forward(tsr_stage *stage, const tsr_pass *pass, stage_use use)
 {
     TSR_TRY(tsr_embedding_forward(pass, stage->options.table, stage_at(stage, stage->plan.tokens),

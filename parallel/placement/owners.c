@@ -222,7 +222,8 @@ tsr_status tsr_plan_weigh(tsr_planner *p, const int64_t *loads, const int32_t *o
         move.largest = sent > move.largest ? sent : move.largest;
         move.largest = received > move.largest ? received : move.largest;
     }
-    move.gain_s = steps * plan_token_s(p) * (double)(now - then);
+    const double token_s = plan_token_s(p) > 0.0 ? plan_token_s(p) : 1.0;
+    move.gain_s = steps * token_s * (double)(now - then);
     move.cost_s = move_s * (double)move.largest;
     move.pays = move.gain_s > move.cost_s;
     *move_out = move;
