@@ -271,5 +271,9 @@ tsr_status tsr_sparse_wait(tsr_sparse_call *call)
         call->is_queued = false;
         return tsr_comm_stream_wait(call->sparse->comm, call->stream);
     }
-    return call->sparse == NULL ? TSR_OK : tsr_worker_wait(call->sparse->worker, &call->work);
+    /* never started, or on a device and waited for before */
+    if (call->sparse == NULL || call->sparse->worker == NULL) {
+        return TSR_OK;
+    }
+    return tsr_worker_wait(call->sparse->worker, &call->work);
 }

@@ -66,6 +66,22 @@ def experts_on_several_gpus_equal_the_cpu():
             check(found[0] == found[1], f"nccl and mpi differ: {found}")
 
 
+def copies_of_experts_equal_the_cpu():
+    with Folder() as on_cpu:
+        train(on_cpu, 0, *SHORT)
+        expected = losses(on_cpu)
+    for policy, extra in (("shadow", []), ("swap", []), ("eplb", []), ("fssdp", ["--set", "train.recompute=block"]),
+                          ("fssdp", ["--set", "experts.rematerialize=false"]), ("quota", [])):
+        with Folder() as on_gpu:
+            train(on_gpu, 4, *SHORT, *GPU, *extra, "--set", "parallel.ep=4", "--set", f"parallel.placement={policy}",
+                  env=EMULATED)
+            check(close(losses(on_gpu), expected, ROUNDING), f"{policy} {extra}: {losses(on_gpu)} {expected}")
+    with Folder() as on_gpu:
+        done = train(on_gpu, 2, *SHORT, *GPU, "--set", "parallel.ep=2", "--set", "parallel.placement=quota",
+                     "--set", "parallel.collectives=mpi", env=EMULATED, code=2)
+        check("placement = quota" in done.stderr and "collectives = nccl" in done.stderr, done.stderr)
+
+
 def stopped_gpu_is_named():
     with Folder() as folder:
         process = start(folder, 4, *GPU, "--set", "train.steps=1000000", "--set", "run.timeout_s=6",
@@ -131,7 +147,7 @@ if not os.path.exists(os.path.join(os.path.dirname(TESSERA), "libtessera_cuda_em
     print("the emulated CUDA module is not built: no CUDA toolkit headers")
     sys.exit(77)
 TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, experts_on_several_gpus_equal_the_cpu,
-         stopped_gpu_is_named, same_run_repeats,
+         copies_of_experts_equal_the_cpu, stopped_gpu_is_named, same_run_repeats,
          checkpoints_cross_devices, every_operator_is_checked_and_timed, doctor_says_what_was_taken,
          missing_module_or_gpu_is_one_clear_error]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
