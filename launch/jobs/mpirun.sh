@@ -29,7 +29,7 @@ gone_s=0
 while kill -0 $mpirun 2>/dev/null; do
     if [ -n "$(cat /proc/$mpirun/task/*/children 2>/dev/null)" ]; then
         had_ranks=1 gone_s=0
-    elif [ -n "$had_ranks" ] && [ $((gone_s += 1)) -gt 3 ]; then
+    elif [ -n "$had_ranks" ] && [ $((gone_s += 1)) -gt 10 ]; then
         echo "mpirun.sh: the ranks have ended and mpirun has not: a host was lost" >&2
         kill -KILL $mpirun
         wait $mpirun 2>/dev/null

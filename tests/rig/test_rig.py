@@ -253,7 +253,7 @@ def host_is_lost_and_the_rest_goes_on():
         wait_for_step(12, folder, process)
         rig.kill_host(2)
         check_ends(rig, folder, (0, 1, 3), time.time())
-        finish(process, folder, 20, code=4)
+        finish(process, folder, 30, code=4)  # the job script waits for mpirun for 10 s
         done = steps_of(folder)
         finish(job(rig, folder, [0, 1, 3], *ENDLESS, "--set", "parallel.ep=2", "--stop-at", str(done + 5)),
                folder, 60)

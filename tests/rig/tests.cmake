@@ -14,5 +14,6 @@ function(tsr_add_rig_test name script labels timeout)
     SKIP_RETURN_CODE 77 ENVIRONMENT "${TSR_MPI_ENVIRONMENT};TESSERA=$<TARGET_FILE:tessera>;RIG_DISPATCH=$<TARGET_FILE:rig_dispatch>;MPIRUN=${MPIEXEC_EXECUTABLE}")
 endfunction()
 
+tsr_add_rig_test(jobs test_jobs.py "program" 120)
 tsr_add_rig_test(training test_rig.py "rig;program" 180)
 tsr_add_rig_test(timings test_rig.py "rig;long" 300 two_stage_is_timed_against_flat)
