@@ -117,10 +117,11 @@ static void add_balance(json_t *line, const step_result *r)
     if (r->balance != NULL) {
         (void)json_object_set_new(
             line, "moe",
-            json_pack("{s:o,s:o,s:o,s:o}", "before",
+            json_pack("{s:o,s:o,s:o,s:o,s:o}", "before",
                       figures_json(r, offsetof(layer_balance, before)), "after",
                       figures_json(r, offsetof(layer_balance, after)), "copies",
-                      figures_json(r, offsetof(layer_balance, copies)), "exposed_ms",
+                      figures_json(r, offsetof(layer_balance, copies)), "bytes",
+                      figures_json(r, offsetof(layer_balance, bytes)), "exposed_ms",
                       figures_json(r, offsetof(layer_balance, exposed_ms))));
     }
 }

@@ -16,6 +16,7 @@ typedef struct layer_balance {
     double before;     /* largest over mean load of ranks, were each expert computed by its owner */
     double after;      /* as it was computed */
     double copies;     /* of experts beyond their owners, a micro-batch and expert group */
+    double bytes;      /* moved for copies in an expert group, weights and gradients */
     double exposed_ms; /* a rank waited for copies */
 } layer_balance;
 
@@ -48,6 +49,7 @@ typedef struct trainer {
     int64_t bytes_before[TSR_TRAFFICS][TSR_LINKS];
     double peak_flops; /* measured GEMM rate of all ranks together, per second */
     double flops_per_token;
+    int64_t steps_here; /* since this start, where the budget of copies is to be measured */
     int64_t step, tokens_seen, data_position; /* progress; part of a checkpoint */
 } trainer;
 

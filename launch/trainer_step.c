@@ -143,6 +143,7 @@ static void read_balance(trainer *t, step_result *result)
         b->before = max_over_mean(t->owner_load, t->mesh.ep, 1);
         b->after = max_over_mean(computed + l, ranks, layers);
         b->copies = own[TSR_LAYER_COPIES] / (ranks * passes);
+        b->bytes = own[TSR_LAYER_COPY_BYTES] / ranks;
         b->exposed_ms = own[TSR_LAYER_EXPOSED_MS] / ranks;
     }
     result->balance = t->balance;
@@ -234,6 +235,21 @@ static void end_part(step_result *result, step_part part, int64_t step, int64_t 
     *began_ns = now;
 }
 
+/* Some steps after the start, when times have settled. */
+static tsr_status measure_budget(trainer *t)
+{
+    enum { SETTLED = 3 };
+    int budget = 0;
+
+    if (!t->s->experts.measure || t->s->parallel.placement == TSR_PLACEMENT_EP || t->mesh.ep == 1 ||
+        ++t->steps_here != SETTLED) {
+        return TSR_OK;
+    }
+    TSR_TRY(tsr_stage_measure_budget(t->stage, &budget));
+    tsr_log(TSR_LOG_INFO, "%d copies of experts come to a rank under a layer's attention", budget);
+    return TSR_OK;
+}
+
 tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const step_flags *flags,
                         step_result *result_out)
 {
@@ -276,6 +292,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     TSR_TRY(tsr_optimizer_step(t->optimizer, step, result.lr, result.grad_norm, t->stream));
     TSR_TRY(update_router_bias(t));
     tsr_stage_observe(t->stage, trainer_counts(t));
+    TSR_TRY(measure_budget(t));
     TSR_TRY(tsr_stream_wait(t->stream));
     end_part(&result, STEP_UPDATE, step, &part_start);
     t->step = step;

@@ -11,6 +11,10 @@ static const tsr_option keys[] = {
      AT(spill_slots)},
     {"experts", "budget", TSR_OPTION_INT, "0", 0, 1024, NULL, "experts",
      "copies that come to a rank under a layer's attention; 0: as many as slots allow", AT(budget)},
+    {"experts", "measure", TSR_OPTION_BOOL, "false", 0, 0, NULL, NULL,
+     "set the budget from measured times after the third step: runs then repeat within rounding, "
+     "not bit for bit",
+     AT(measure)},
     {"experts", "prediction", TSR_OPTION_CHOICE, "window", 0, 0, "window ema", NULL,
      "how the last steps' loads predict the next one's: their mean, or one that forgets",
      AT(prediction)},

@@ -17,6 +17,7 @@ typedef struct tsr_experts_config {
                                owns, at least one */
     int64_t spill_slots;   /* of them, kept for copies after the gate */
     int64_t budget;        /* copies of a layer that come to a rank ahead; 0: as many as fit */
+    bool measure;          /* set the budget from measured times after the third step */
     int prediction;        /* tsr_prediction */
     int64_t window;        /* steps */
     double target;         /* max/mean of ranks' loads from which copies after the gate pay */

@@ -289,16 +289,18 @@ static void list_memory(const moe_layer *self, const tsr_pass *pass, const tsr_h
 
 /* ---- moving them ---------------------------------------------------------------------------- */
 
-static tsr_sparse_call make_call(const moe_layer *self, const tsr_pass *pass,
-                                 const tsr_holding *holding, bool of_gradients, void **memory)
+static tsr_sparse_call make_call(moe_layer *self, const tsr_pass *pass, const tsr_holding *holding,
+                                 bool of_gradients, void **memory)
 {
     moe_copies *c = self->spread->copies;
+    const int64_t copies = holding->begin[holding->chunks] - holding->chunks;
     int64_t *bytes = c->part_bytes[of_gradients];
 
     list_memory(self, pass, holding, of_gradients, memory);
     for (int part = 0; part < PARTS; ++part) {
         bytes[part] = part_elements(self, part) *
                       (int64_t)(of_gradients ? sizeof(float) : tsr_dtype_bytes(pass->dtype));
+        self->moved_bytes += copies * bytes[part];
     }
     return (tsr_sparse_call){.holding = holding,
                              .parts = PARTS,
@@ -350,6 +352,7 @@ tsr_status moe_copies_prepare(moe_layer *self, const tsr_pass *pass)
                               c->predicted, &self->holders));
     give_places(self, &self->holders.holding, true);
     self->copies = self->holders.copies;
+    c->free_from = tsr_trace_clock();
     return start_fetch(self, pass);
 }
 
@@ -437,6 +440,8 @@ tsr_status moe_copies_lanes(moe_layer *self, const tsr_pass *pass, const int32_t
     moe_copies *c = self->spread->copies;
     tsr_quotas quotas = {0};
 
+    c->free_ns += tsr_trace_clock() - c->free_from;
+    ++c->free_count;
     memset(c->own, 0, (size_t)c->experts * sizeof *c->own);
     for (int64_t i = 0; i < count; ++i) {
         ++c->own[index[i]];

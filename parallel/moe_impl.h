@@ -29,6 +29,7 @@ typedef struct moe_layer {
     int32_t *place;          /* [E,P] of each expert on each rank, -1: not there */
     int32_t *turn;           /* [E] lane that the next token takes */
     int64_t copies;          /* beyond the owners, on all ranks, in the last forward */
+    int64_t moved_bytes;     /* of copies, by all ranks, since this was read */
     int64_t exposed_ns;      /* waited for copies since this was read */
     int32_t *lane_of;        /* [E] */
     tsr_growing kept;        /* from forward to backward_weight: see moe_rows */
@@ -41,7 +42,8 @@ typedef struct moe_copies {
     tsr_comm *all; /* borrowed: for counts */
     int ranks, rank, experts, slots, first_layer;
     bool rematerializes;
-    int held_layer; /* whose copies are in the shared slots; -1: none */
+    int64_t free_from, free_ns, free_count; /* between a fetch's start and the gate after it */
+    int held_layer;                         /* whose copies are in the shared slots; -1: none */
     tsr_planner *planner;
     tsr_load_history *history;
     tsr_worker *worker; /* on the host, else */

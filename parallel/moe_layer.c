@@ -107,7 +107,9 @@ tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass, tsr_moe_s
         stats_out->computed = tsr_dispatch_plan_view(self->plan).lanes;
         stats_out->copies = self->copies;
         stats_out->exposed_ms = 1e-6 * (double)self->exposed_ns;
+        stats_out->copy_bytes = self->moved_bytes;
         self->exposed_ns = 0;
+        self->moved_bytes = 0;
     } else {
         stats_out->computed = tsr_pass_tokens(pass) * self->top_k;
     }

@@ -109,6 +109,7 @@ typedef struct tsr_moe_stats {
     const int64_t *counts; /* [E] assignments of the last forward; host, borrowed from the layer */
     int64_t computed;      /* (token, expert) pairs that this rank computed */
     int64_t copies;        /* of experts, on all ranks of the group */
+    int64_t copy_bytes;    /* moved for them by all ranks of the group since the last call */
     double exposed_ms;     /* waited for copies since the last call */
 } tsr_moe_stats;
 /** spread: what the layers of a stage share when their experts are on several ranks (borrowed);
@@ -167,6 +168,7 @@ typedef struct tsr_stage_sums {
 enum {
     TSR_LAYER_COMPUTED = 0, /* pairs of token and expert computed on this rank */
     TSR_LAYER_COPIES,       /* of experts beyond their owners, over micro-batches */
+    TSR_LAYER_COPY_BYTES,   /* moved for them, out and home */
     TSR_LAYER_EXPOSED_MS,   /* waited for copies */
     TSR_LAYER_FIGURES
 };
@@ -175,6 +177,16 @@ typedef struct tsr_stage tsr_stage;
 TSR_NODISCARD tsr_status tsr_stage_create(const tsr_stage_options *options,
                                           const tsr_weights *weights, tsr_stage **out);
 void tsr_stage_destroy(tsr_stage **stage_p);
+
+/**
+ * Measure how many copies of a layer's experts come to a rank under its attention, from the steps
+ * so far and a trial transfer, and place by that from now on.
+ *
+ * Not a function of the run file: a run that does this repeats itself within rounding only.
+ * Collective: on the expert group, blocking; equal on its ranks.
+ * Errors:     TSR_ERR_STATE with placement ep or before the first step; those of the transport.
+ */
+TSR_NODISCARD tsr_status tsr_stage_measure_budget(tsr_stage *stage, int *budget_out);
 
 /** Tell the stage a finished step's tokens [L,E] of all ranks: placement goes by them. */
 void tsr_stage_observe(tsr_stage *stage, const double *counts);

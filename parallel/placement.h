@@ -99,6 +99,9 @@ typedef struct tsr_planner tsr_planner;
 TSR_NODISCARD tsr_status tsr_planner_create(const tsr_plan_options *options, tsr_planner **out);
 void tsr_planner_destroy(tsr_planner **planner_p);
 
+/** Change t: what was planned stays as it is. budget >= 0. */
+void tsr_planner_set_budget(tsr_planner *planner, int budget);
+
 /** Holders of a layer's experts. Made once, written by the calls below. */
 typedef struct tsr_plan {
     tsr_holding holding; /* P': every copy */

@@ -198,6 +198,7 @@ static tsr_status add_moe_sums(const tsr_stage *stage, const tsr_pass *pass, tsr
 
             figures[TSR_LAYER_COMPUTED] += (double)stats.computed;
             figures[TSR_LAYER_COPIES] += (double)stats.copies;
+            figures[TSR_LAYER_COPY_BYTES] += (double)stats.copy_bytes;
             figures[TSR_LAYER_EXPOSED_MS] += stats.exposed_ms;
         }
     }

@@ -126,17 +126,24 @@ static tsr_status take_memory(tsr_planner *p)
     return tsr_plan_create(p, &p->trial);
 }
 
+void tsr_planner_set_budget(tsr_planner *planner, int budget)
+{
+    const int hidden = planner->options.slots - planner->options.spill_slots;
+
+    planner->options.budget = budget;
+    planner->hidden_slots = hidden < budget ? hidden : budget;
+}
+
 tsr_status tsr_planner_create(const tsr_plan_options *options, tsr_planner **out)
 {
     tsr_planner *p = NULL;
-    const int hidden = options->slots - options->spill_slots;
 
     TSR_TRY(check_options(options));
     TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *p, (void **)&p));
     p->options = *options;
     p->ops = policies[options->policy];
     p->nodes = options->node[options->ranks - 1] + 1;
-    p->hidden_slots = hidden < options->budget ? hidden : options->budget;
+    tsr_planner_set_budget(p, options->budget);
     p->capacity = options->experts + (int64_t)options->ranks * options->slots;
     const tsr_status st = take_memory(p);
     if (st != TSR_OK) {

@@ -87,6 +87,16 @@ def bytes_are_those_of_the_copies():
                 for purpose, element in (("sparse_all_gather", size), ("sparse_reduce_scatter", 4)):
                     moved = by.get(purpose, {"intra_node": 0})["intra_node"]
                     check(moved == copies * EXPERT * element, f"{policy} {purpose}: {moved}, {copies} copies")
+                check(sum(row["moe"]["bytes"]) == copies * EXPERT * (size + 4), f"{policy}: {row['moe']}")
+
+
+def budget_can_be_measured():
+    with Folder() as folder:
+        done = train(folder, 4, *words(4, "fssdp", "experts.measure=true", "experts.slots=2", "train.steps=8"))
+        check("under a layer's attention" in done.stderr, done.stderr)
+        with Folder() as one:
+            train(one, 1, "--set", "train.steps=8")
+            check(close(losses(folder), losses(one)), f"{losses(folder)} {losses(one)}")
 
 
 def bad_values_are_told():
@@ -97,5 +107,6 @@ def bad_values_are_told():
 
 
 TESTS = [every_policy_equals_one_rank, copies_may_be_kept_or_fetched_again, options_agree, bf16_agrees, same_run_repeats,
-         quota_balances_better, bytes_are_those_of_the_copies, bad_values_are_told]
+         quota_balances_better, bytes_are_those_of_the_copies, budget_can_be_measured,
+         bad_values_are_told]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
