@@ -168,6 +168,11 @@ static tsr_status check_mesh(const settings *s, const tsr_mesh *mesh)
                 mesh->ep, (long long)s->model.num_experts,
                 (long long)(mesh->ep - s->model.num_experts));
     }
+    if (s->parallel.placement == TSR_PLACEMENT_SWAP && mesh->ep > 1 &&
+        s->experts.reshard_every == 0 && tsr_comm_rank(mesh->world.flat) == 0) {
+        tsr_log(TSR_LOG_WARN, "parallel.placement = swap moves owners every experts.reshard_every "
+                              "steps, which is 0: they stay as they are");
+    }
     return TSR_OK;
 }
 

@@ -233,6 +233,22 @@ static const struct {
     {shard_is_elsewhere, "entry 0 of /shards is not that of shard-0000.h5"},
 };
 
+static void array_is_whole_numbers(hid_t file)
+{
+    put_claim(file, "state/loads", H5T_STD_I64LE, 1, (hsize_t[1]){3}, false);
+}
+
+static void array_is_a_matrix(hid_t file)
+{
+    put_claim(file, "state/loads", H5T_IEEE_F64LE, 2, huge, false);
+}
+
+static void array_is_a_group(hid_t file)
+{
+    assert_true(H5Ldelete(file, "state/loads", H5P_DEFAULT) >= 0);
+    (void)H5Gclose(H5Gcreate2(file, "state/loads", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+}
+
 /* ---- the test ------------------------------------------------------------------------------- */
 
 /* Change the HDF5 part of the manifest, then put the digest in front right again. */
@@ -289,9 +305,42 @@ static void misleading_manifests_are_refused(void **state)
     tsr_comm_destroy(&comm);
 }
 
+/* Arrays are looked at by those who want them. */
+static void misleading_arrays_are_refused(void **state)
+{
+    (void)state;
+    static void (*const changes[])(hid_t) = {array_is_whole_numbers, array_is_a_matrix,
+                                             array_is_a_group};
+    const tsr_checkpoint_config config = {.keep = 0, .async = false};
+    double values[3] = {1.0, 2.0, 3.0};
+    tsr_state_array array = {.name = "loads", .count = 3, .values = values};
+    tsr_comm *comm = NULL;
+    tsr_ckpt_result result;
+    fixture self;
+    char run[TSR_TEXT_MAX], path[TSR_TEXT_MAX + 32];
+
+    assert_ok(tsr_comm_create_self(&comm));
+    assert_true(fixture_folder("/dev/shm", run));
+    assert_true(fixture_make(&self, CUT_EVEN, 0, 1, TSR_F32, 10, 1));
+    self.view.arrays = &array;
+    self.view.array_count = 1;
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; ++i) {
+        assert_ok(fixture_save(comm, run, &self, &config, &result));
+        (void)snprintf(path, sizeof path, "%s/manifest.h5", result.path);
+        tamper(path, changes[i]);
+        assert_int_equal(tsr_ckpt_load(comm, result.path, &self.view), TSR_ERR_FORMAT);
+        assert_non_null(strstr(tsr_error_message(), "state/loads is not a"));
+        assert_false(array.is_loaded);
+    }
+    fixture_free(&self);
+    fixture_remove(run);
+    tsr_comm_destroy(&comm);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(misleading_manifests_are_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(misleading_manifests_are_refused),
+                                       cmocka_unit_test(misleading_arrays_are_refused)};
 
     return tsr_unit_test_main("checkpoints.hostile", tests, sizeof tests / sizeof tests[0]);
 }

@@ -329,6 +329,57 @@ static void options_have_the_documented_keys(void **state)
     }
 }
 
+/* Arrays come back by name and length; the digest of the state does not know them. */
+static void arrays_are_found_by_name_and_length(void **state)
+{
+    scene *self = *state;
+    double loads[3] = {0.1, 1e300, -3.0}, owners[2] = {1.0, 0.0}, other[3] = {7.0, 7.0, 7.0};
+    const double saved[3] = {0.1, 1e300, -3.0};
+    tsr_state_array arrays[3] = {{.name = "loads", .count = 3, .values = loads},
+                                 {.name = "owners", .count = 2, .values = owners}};
+    tsr_state_view *view = &self->state.view;
+    tsr_ckpt_result plainly, result;
+
+    save_step(self, &plain, 10, &plainly);
+    view->arrays = arrays;
+    view->array_count = 2;
+    save_step(self, &behind, 10, &result);
+    assert_int_equal(result.digest, plainly.digest);
+    assert_ok(tsr_ckpt_verify(result.path));
+    memset(loads, 0, sizeof loads);
+    arrays[1] = (tsr_state_array){.name = "owners", .count = 3, .values = other};
+    arrays[2] = (tsr_state_array){.name = "more", .count = 3, .values = other, .is_loaded = true};
+    view->array_count = 3;
+    fixture_wipe(&self->state);
+    assert_ok(tsr_ckpt_load(self->comm, result.path, view));
+    assert_true(fixture_holds(&self->state, 10));
+    assert_true(arrays[0].is_loaded && !arrays[1].is_loaded && !arrays[2].is_loaded);
+    assert_memory_equal(loads, saved, sizeof saved);
+    assert_true(other[0] == 7.0 && other[2] == 7.0);
+}
+
+static void arrays_need_names_of_their_own(void **state)
+{
+    scene *self = *state;
+    static const char *const bad[] = {"",    "seed",  "router_bias",
+                                      "a/b", "loads", "a_name_that_has_thirty_two_bytes"};
+    double value = 1.0;
+    tsr_state_array arrays[2] = {{.name = "loads", .count = 1, .values = &value}};
+    tsr_ckpt_result result;
+
+    self->state.view.arrays = arrays;
+    self->state.view.array_count = 2;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+        arrays[1] = (tsr_state_array){.name = bad[i], .count = 1, .values = &value};
+        assert_int_equal(fixture_save(self->comm, self->run, &self->state, &plain, &result),
+                         TSR_ERR_ARG);
+        assert_non_null(strstr(tsr_error_message(), "is no name for one, or is taken"));
+    }
+    arrays[1] = (tsr_state_array){.name = "empty", .count = 0, .values = &value};
+    assert_int_equal(fixture_save(self->comm, self->run, &self->state, &plain, &result),
+                     TSR_ERR_ARG);
+}
+
 #define TEST(name_) cmocka_unit_test_setup_teardown(name_, set_up, tear_down)
 
 int main(void)
@@ -346,6 +397,8 @@ int main(void)
         TEST(single_weights_are_read),
         TEST(a_model_without_bias_reads_zeros),
         TEST(tensors_are_listed),
+        TEST(arrays_are_found_by_name_and_length),
+        TEST(arrays_need_names_of_their_own),
         cmocka_unit_test(options_have_the_documented_keys),
     };
 

@@ -295,6 +295,47 @@ static void history_predicts_means(void **state)
     assert_int_equal(tsr_load_history_create(1, 1, TSR_PREDICT_EMA, 0, &ema), TSR_ERR_ARG);
 }
 
+/* A history that has taken over another's numbers goes on as that one does. */
+static void history_is_taken_over(void **state)
+{
+    (void)state;
+    const int64_t steps[5][2] = {{10, 0}, {20, 1}, {60, 1}, {10, 1}, {7, 8}};
+
+    for (int kind = TSR_PREDICT_WINDOW; kind <= TSR_PREDICT_EMA; ++kind) {
+        tsr_load_history *straight = NULL, *resumed = NULL;
+        double values[2 * (1 + 3 * 2)];
+        int64_t expected[2], tokens[2];
+
+        assert_ok(tsr_load_history_create(2, 2, (tsr_prediction)kind, 3, &straight));
+        assert_ok(tsr_load_history_create(2, 2, (tsr_prediction)kind, 3, &resumed));
+        assert_int_equal(tsr_load_history_size(straight),
+                         kind == TSR_PREDICT_EMA ? 2 + 4 : sizeof values / sizeof *values);
+        for (int step = 0; step < 5; ++step) {
+            tsr_load_history_push(straight, 1, steps[step]);
+            tsr_load_history_export(straight, values);
+            if (step == 3) {
+                assert_ok(tsr_load_history_import(resumed, values));
+            } else if (step > 3) {
+                tsr_load_history_push(resumed, 1, steps[step]);
+            }
+        }
+        for (int layer = 0; layer < 2; ++layer) {
+            tsr_load_history_predict(straight, layer, expected);
+            tsr_load_history_predict(resumed, layer, tokens);
+            assert_memory_equal(tokens, expected, sizeof tokens);
+        }
+        values[0] = 0.5; /* steps come whole */
+        assert_int_equal(tsr_load_history_import(resumed, values), TSR_ERR_FORMAT);
+        values[0] = 0.0;
+        values[2] = -1.0;
+        assert_int_equal(tsr_load_history_import(resumed, values), TSR_ERR_FORMAT);
+        tsr_load_history_predict(resumed, 1, tokens);
+        assert_memory_equal(tokens, expected, sizeof tokens); /* as it was */
+        tsr_load_history_destroy(&straight);
+        tsr_load_history_destroy(&resumed);
+    }
+}
+
 static void budget_is_what_fits(void **state)
 {
     (void)state;
@@ -310,6 +351,7 @@ int main(void)
         cmocka_unit_test(plans_keep_their_promises), cmocka_unit_test(names_are_found),
         cmocka_unit_test(wrong_options_are_refused), cmocka_unit_test(wrong_calls_are_refused),
         cmocka_unit_test(history_predicts_means),    cmocka_unit_test(budget_is_what_fits),
+        cmocka_unit_test(history_is_taken_over),
     };
 
     return tsr_unit_test_main("placement", tests, sizeof tests / sizeof *tests);

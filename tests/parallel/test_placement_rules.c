@@ -337,6 +337,13 @@ static void moves_are_weighed(void **state)
     assert_ok(tsr_plan_weigh(rig.planner, loads, rig.owner, rig.owner, 100, 0.0, &move));
     assert_true(move.experts == 0 && !move.pays);
     placement_close(&rig);
+    options.costs = (tsr_plan_costs){0}; /* then in tokens */
+    placement_open(&rig, &options, 2);
+    assert_ok(tsr_plan_weigh(rig.planner, loads, rig.owner, better, 10, 299.0, &move));
+    assert_true(move.pays && move.gain_s == 300.0 && move.cost_s == 299.0);
+    assert_ok(tsr_plan_weigh(rig.planner, loads, rig.owner, better, 10, 300.0, &move));
+    assert_false(move.pays);
+    placement_close(&rig);
 }
 
 static void even_owners_of_uneven_numbers(void **state)
