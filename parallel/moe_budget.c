@@ -4,19 +4,19 @@
 
 #include <string.h>
 
-enum { ROUNDS = 3, PARTS = 2 };
+enum { ROUNDS = 3 };
 
 /* Each rank's first expert goes to the next rank's first slot: all links at once, as in a step. */
 typedef struct ring {
     int32_t *begin, *rank; /* of its holding */
     tsr_holding holding;
-    int64_t part_bytes[PARTS];
+    int64_t part_bytes[MOE_PARTS];
 } ring;
 
 static tsr_status make_ring(const moe_layer *self, const int32_t *owner, tsr_dtype dtype, ring *r)
 {
     const moe_copies *c = self->spread->copies;
-    const moe_matrix *const matrices[PARTS] = {&self->gate_up, &self->down};
+    const moe_matrix *const matrices[MOE_PARTS] = {&self->gate_up, &self->down};
     int32_t count = 0;
     void *block = NULL;
 
@@ -38,7 +38,7 @@ static tsr_status make_ring(const moe_layer *self, const int32_t *owner, tsr_dty
     }
     r->begin[c->experts] = count;
     r->holding = (tsr_holding){c->experts, r->begin, r->rank};
-    for (int part = 0; part < PARTS; ++part) {
+    for (int part = 0; part < MOE_PARTS; ++part) {
         const moe_matrix *m = matrices[part];
         r->part_bytes[part] = m->n * m->k * (int64_t)tsr_dtype_bytes(dtype);
     }
@@ -48,16 +48,16 @@ static tsr_status make_ring(const moe_layer *self, const int32_t *owner, tsr_dty
 static void list_ring(const moe_layer *self, const tsr_pass *pass, const ring *r)
 {
     moe_copies *c = self->spread->copies;
-    const moe_matrix *const matrices[PARTS] = {&self->gate_up, &self->down};
+    const moe_matrix *const matrices[MOE_PARTS] = {&self->gate_up, &self->down};
     int64_t own = 0;
 
     for (int e = 0; e < c->experts; ++e) {
         const bool is_mine = r->rank[r->begin[e]] == c->rank;
 
-        for (int part = 0; part < PARTS; ++part) {
+        for (int part = 0; part < MOE_PARTS; ++part) {
             char *stack = is_mine ? tsr_weights_value(pass->weights, matrices[part]->param)
                                   : moe_copies_weights(self, pass, matrices[part]);
-            c->memory[0][PARTS * e + part] = stack + (is_mine ? own * r->part_bytes[part] : 0);
+            c->memory[0][MOE_PARTS * e + part] = stack + (is_mine ? own * r->part_bytes[part] : 0);
         }
         own += is_mine;
     }
@@ -71,7 +71,7 @@ static tsr_status time_ring(moe_layer *self, const tsr_pass *pass, const ring *r
     list_ring(self, pass, r);
     for (int i = 0; i < ROUNDS; ++i) {
         tsr_sparse_call call = {.holding = &r->holding,
-                                .parts = PARTS,
+                                .parts = MOE_PARTS,
                                 .part_bytes = r->part_bytes,
                                 .memory = c->memory[0],
                                 .stream = c->stream,

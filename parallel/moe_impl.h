@@ -35,6 +35,8 @@ typedef struct moe_layer {
     tsr_growing kept;        /* from forward to backward_weight: see moe_rows */
 } moe_layer;
 
+enum { MOE_PARTS = 2 }; /* of an expert: gate and up, down */
+
 /* What they share where experts have copies. */
 typedef struct moe_copies {
     tsr_device *device; /* borrowed */
