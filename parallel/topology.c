@@ -69,11 +69,11 @@ static int number_of(const char *list, int index)
 
 tsr_status tsr_topology_choose(const tsr_topology_config *config, int local_rank, tsr_nic *nic_out)
 {
-    const char *list = config->nics, *name = NULL;
+    const char *list = config->nics;
     size_t length = 0;
     int entries = 0, nics = 0;
 
-    while (list[0] != '\0' && (name = entry_of(list, entries, &length)) != NULL) {
+    while (list[0] != '\0' && entry_of(list, entries, &length) != NULL) {
         TSR_CHECK(length > 0 && length < TSR_NIC_MAX, TSR_ERR_ARG,
                   "topology.nics = %s: entry %d has %zu characters, must be from 1 to %d", list,
                   entries + 1, length, TSR_NIC_MAX - 1);
@@ -88,8 +88,7 @@ tsr_status tsr_topology_choose(const tsr_topology_config *config, int local_rank
     if (nics > 0) {
         const int at = local_rank % entries;
 
-        name = entry_of(list, at, &length);
-        memcpy(nic_out->name, name, length);
+        memcpy(nic_out->name, entry_of(list, at, &length), length);
         nic_out->planes = (int32_t)(config->planes > 0 ? config->planes : nics);
         nic_out->plane = (int32_t)number_of(list, at) % nic_out->planes;
     }
@@ -98,13 +97,11 @@ tsr_status tsr_topology_choose(const tsr_topology_config *config, int local_rank
 
 int tsr_topology_nearest(const int *closeness, int count, int turn)
 {
-    int best = closeness[0], ties = 0, at = 0;
+    int best = closeness[0], ties = 1, at = 0;
 
     for (int i = 1; i < count; ++i) {
+        ties = closeness[i] > best ? 1 : ties + (closeness[i] == best);
         best = closeness[i] > best ? closeness[i] : best;
-    }
-    for (int i = 0; i < count; ++i) {
-        ties += closeness[i] == best;
     }
     for (int left = turn % ties; closeness[at] != best || left > 0; ++at) {
         left -= closeness[at] == best;

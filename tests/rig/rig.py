@@ -11,6 +11,7 @@ usage: rig.py run [--hosts N] [--planes P] [--slots S] [--rate 1gbit] -- PROGRAM
        rig.py counters NAME | rate NAME 100mbit | plane NAME 1 down | kill NAME HOST | down NAME
 """
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -27,6 +28,15 @@ SETTINGS = {  # of Open MPI: as root, more ranks than cores, no ssh
     "OMPI_MCA_plm_rsh_agent": os.path.join(HERE, "agent.sh"), "OMPI_MCA_oob_tcp_if_include": "p0",
     "OMP_WAIT_POLICY": "passive",
 }
+
+
+LIBC = ctypes.CDLL(None)  # loaded before any fork
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+    """In a child: a test that is killed must not leave its run behind."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def call(*words, check=True):
@@ -60,7 +70,16 @@ def remove_dead():
     for name in call("ip", "netns", "list").split():
         owner = re.match(r"tr(\d+)-", name)
         if owner and not os.path.exists(f"/proc/{owner[1]}"):
+            kill_all(name)
             call("ip", "netns", "del", name, check=False)
+
+
+def kill_all(namespace):
+    for process in call("ip", "netns", "pids", namespace, check=False).split():
+        try:
+            os.kill(int(process), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 def nic_of(network):
@@ -130,16 +149,9 @@ class Rig:
 
     def down(self):
         for number in range(self.hosts):
-            self._kill_all(number)
+            kill_all(self.host(number))
             call("ip", "netns", "del", self.host(number), check=False)
         call("ip", "netns", "del", self.fabric, check=False)
-
-    def _kill_all(self, number):
-        for process in call("ip", "netns", "pids", self.host(number), check=False).split():
-            try:
-                os.kill(int(process), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def set_rate(self, rate):
         """Limit what each interface sends and receives, as "1gbit"."""
@@ -167,7 +179,7 @@ class Rig:
         """Power loss: first nothing leaves the host any more, then its processes end."""
         for network in self.networks:
             call("ip", "-n", self.fabric, "link", "set", f"h{number}_{network}", "down")
-        self._kill_all(number)
+        kill_all(self.host(number))
 
     def start(self, words, hosts=None, slots=None, env=None, **keywords):
         """mpirun on the first host, with `slots` ranks on each of the hosts (numbers; all of them)."""
@@ -181,7 +193,7 @@ class Rig:
         """A command on one host, with what mpirun needs in its environment."""
         return subprocess.Popen([os.path.join(HERE, "agent.sh"), self.host(number), shlex.join(words)],
                                 env={**os.environ, **SETTINGS, **(env or {})}, stdin=subprocess.DEVNULL,
-                                **keywords)
+                                preexec_fn=end_with_parent, **keywords)
 
     def hostfile(self, hosts):
         """The text of one for mpirun."""

@@ -54,7 +54,7 @@ def finish(process, folder, limit, code=0):
 def train_on(rig, folder, *arguments, **keywords):
     """Train on the rig's hosts to the end; the bytes of each interface."""
     before = rig.counters()
-    finish(start_on(rig, folder, *arguments, **keywords), folder, 60)
+    finish(start_on(rig, folder, *arguments, **keywords), folder, 120)
     return difference(before, rig.counters())
 
 
@@ -72,7 +72,7 @@ def wait_until(condition, limit, what):
         time.sleep(0.05)
 
 
-def wait_for_step(step, folder, process, limit=40):
+def wait_for_step(step, folder, process, limit=90):
     wait_until(lambda: steps_of(folder) >= step or process.poll() is not None, limit, f"step {step}")
     check(process.poll() is None, f"the run ended\n{log_of(folder)[-3000:]}")
 
@@ -143,7 +143,7 @@ def dispatch(rig, how, *sizes):
     before = rig.counters()
     process = rig.start([os.environ["RIG_DISPATCH"], how, *map(str, sizes)], env={"TESSERA_NICS": "p0,p1"},
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=120)
     check(process.returncode == 0, error)
     return json.loads(out), difference(before, rig.counters())
 
@@ -256,7 +256,7 @@ def host_is_lost_and_the_rest_goes_on():
         finish(process, folder, 30, code=4)  # the job script waits for mpirun for 10 s
         done = steps_of(folder)
         finish(job(rig, folder, [0, 1, 3], *ENDLESS, "--set", "parallel.ep=2", "--stop-at", str(done + 5)),
-               folder, 60)
+               folder, 120)
         check("resumed from" in log_of(folder), log_of(folder)[-3000:])
         train(one, 0, *ENDLESS, "--stop-at", str(done + 5))
         check(close(losses(folder), losses(one)), f"{losses(folder)} against {losses(one)}")

@@ -15,5 +15,5 @@ function(tsr_add_rig_test name script labels timeout)
 endfunction()
 
 tsr_add_rig_test(jobs test_jobs.py "program" 120)
-tsr_add_rig_test(training test_rig.py "rig;program" 180)
-tsr_add_rig_test(timings test_rig.py "rig;long" 300 two_stage_is_timed_against_flat)
+tsr_add_rig_test(training test_rig.py "rig;program" 600)
+tsr_add_rig_test(timings test_rig.py "rig;long" 600 two_stage_is_timed_against_flat)
