@@ -7,6 +7,9 @@
  * up to it is a primitive made in advance. */
 enum { PIECE_ROWS = 512, LEAST_PIECE_ROWS = 64, SLICE_ALIGN = 64 };
 
+/* Rows of this many bytes together leave the caches before the next operator reads them. */
+enum { FAR_BYTES = 16 << 20 };
+
 /* ---- one product per expert -------------------------------------------------------------------
  *
  * The work is cut into tasks that threads take one by one, largest first, each running serial
@@ -187,6 +190,11 @@ static int64_t plan_slices(const tsr_grouped_gemm_args *args, int threads, int e
     return count;
 }
 
+static bool is_far(const tsr_grouped_gemm_args *args, int64_t width)
+{
+    return args->offsets[args->experts] * width > FAR_BYTES / (int64_t)sizeof(float);
+}
+
 /* One task by gemm_f32. Tokens are the packed side: weights pass once. */
 static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, tsr_gemm_f32 *gemm_f32,
                          float *scratch)
@@ -203,10 +211,12 @@ static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, tsr_g
     }
     switch (args->pass) {
     case TSR_GROUPED_FORWARD:
-        product = (tsr_gemm_f32_args){{w, k, 1}, {x, k, 1}, y, 1, n, n, t->rows, k, false, false};
+        product = (tsr_gemm_f32_args){{w, k, 1}, {x, k, 1}, y, 1,     n,
+                                      n,         t->rows,   k, false, is_far(args, n)};
         break;
     case TSR_GROUPED_DGRAD:
-        product = (tsr_gemm_f32_args){{w, 1, k}, {y, n, 1}, x, 1, k, k, t->rows, n, false, false};
+        product = (tsr_gemm_f32_args){{w, 1, k}, {y, n, 1}, x, 1,     k,
+                                      k,         t->rows,   n, false, is_far(args, k)};
         break;
     case TSR_GROUPED_WGRAD:
     default:

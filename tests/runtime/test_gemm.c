@@ -213,6 +213,43 @@ static void a_row_does_not_depend_on_the_others(void **state)
     tsr_mem_free(few);
 }
 
+/* gemm_f32 itself: more columns than there are tiles for, one pass and more, rows left over of each
+ * kind, near and far; sides exchanged, c is written the other way round, with the same bits. */
+static void sides_of_gemm_f32_are_alike(void **state)
+{
+    static const int64_t sizes[][3] = {
+        {250, 2600, 20}, {116, 90, 600}, {231, 33, 64}, {5, 48, 70}, {3, 17, 1030}};
+    rig r;
+
+    (void)state;
+    if (!open_named("cpu:avx512", 1, &r)) {
+        return;
+    }
+    tsr_gemm_f32 *const gemm_f32 = ((const tsr_cpu_device *)r.device)->gemm_f32;
+    void *scratch = take(1, tsr_gemm_f32_scratch_bytes());
+    for (int variant = 0; variant < 20; ++variant) {
+        const int64_t *size = sizes[variant / 4], m = size[0], n = size[1], k = size[2];
+        const int64_t stride = tsr_round_up(m, 16); /* lines of c start where memory's do */
+        float *a = take_random(TSR_F32, m * k, 1, 1.0f), *b = take_random(TSR_F32, n * k, 2, 1.0f);
+        float *c[2] = {take_random(TSR_F32, n * stride, 3, 1.0f),
+                       take_random(TSR_F32, n * stride, 3, 1.0f)};
+        tsr_gemm_f32_args p = {{a, k, 1}, {b, k, 1}, c[0], 1, stride, m, n, k, false, false};
+
+        p.accumulate = variant % 2 != 0;
+        p.is_far = variant / 2 % 2 != 0;
+        gemm_f32(&p, scratch);
+        p = (tsr_gemm_f32_args){p.b, p.a, c[1], stride, 1, n, m, k, p.accumulate, p.is_far};
+        gemm_f32(&p, scratch);
+        assert_same_bits(c[0], c[1], (size_t)(n * stride) * sizeof(float));
+        tsr_mem_free(a);
+        tsr_mem_free(b);
+        tsr_mem_free(c[0]);
+        tsr_mem_free(c[1]);
+    }
+    tsr_mem_free(scratch);
+    close_rig(&r);
+}
+
 static void empty_products(void **state)
 {
     float a[4] = {1, 1, 1, 1}, c[6] = {7, 7, 7, 7, 7, 7};
@@ -552,6 +589,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense_products_match_the_twin),
         cmocka_unit_test(a_row_does_not_depend_on_the_others),
+        cmocka_unit_test(sides_of_gemm_f32_are_alike),
         cmocka_unit_test(empty_products),
         cmocka_unit_test(bad_products_are_refused),
         cmocka_unit_test(expert_products_match_the_twin),

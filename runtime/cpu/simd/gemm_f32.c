@@ -7,6 +7,10 @@
  * MiB. */
 enum { MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
 
+/* Strips whose rows fill whole lines of a transposed c. */
+enum { GROUP = 8, GROUP_ROWS = GROUP * STRIP };
+_Static_assert(GROUP_ROWS % LINE_FLOATS == 0, "a group of strips is whole lines");
+
 /* Copies write whole vectors and whole blocks of 16 steps: beyond the end. */
 enum {
     STRIP_FLOATS = STRIP * (MOST_STEPS + LINE_FLOATS),
@@ -109,13 +113,9 @@ static next_strip approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *a
 }
 
 /* The lines of c that a tile will be put into. */
-static void expect_tile(const tsr_gemm_f32_args *p, const float *c, int64_t rows, int64_t columns)
+static void expect_tile(const tsr_gemm_f32_args *p, const float *c, int64_t rows)
 {
-    if (p->c_outer_b != 1) {
-        for (int64_t j = 0; j < least(columns, PANEL); ++j) {
-            __builtin_prefetch(c + j * p->c_outer_b + STRIP - 1, 1);
-        }
-    } else if (p->accumulate || !p->is_far) {
+    if (p->c_outer_b == 1 && (p->accumulate || !p->is_far)) {
         for (int64_t i = 0; i < least(rows, STRIP); ++i) {
             __builtin_prefetch(c + i * p->c_outer_a, 1);
             __builtin_prefetch(c + i * p->c_outer_a + VEC_N, 1);
@@ -144,27 +144,79 @@ static void put_rows(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, float
     }
 }
 
-static void put_columns(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, float *c,
-                        int64_t rows, int64_t columns, bool add)
+/* The tiles of a group of strips, one below the other: written by whole lines. One strip at a time
+ * would write 14 floats of a line, which leaves the caches before the rest comes: the lines of a
+ * column of tiles, far apart, fall into few sets. */
+static void put_columns(float block[GROUP_ROWS][PANEL], const tsr_gemm_f32_args *p, float *c,
+                        int64_t rows, int64_t columns)
 {
-    const __mmask16 lanes = first_lanes(least(rows, STRIP));
+    const bool is_far =
+        p->is_far && !p->accumulate && p->c_outer_b % LINE_FLOATS == 0 && (uintptr_t)c % LINE == 0;
 
     for (int64_t j = 0; j < least(columns, PANEL); j += VEC_N) {
-        vec block[VEC_N] = {0};
+        for (int64_t i = 0; i < least(rows, GROUP_ROWS); i += VEC_N) {
+            const __mmask16 lanes = first_lanes(rows - i);
+            vec v[VEC_N];
 
-#pragma GCC unroll 14
-        for (int i = 0; i < STRIP; ++i) {
-            block[i] = vec_load(tile[i] + j);
-        }
-        transpose(block);
 #pragma GCC unroll 16
-        for (int i = 0; i < VEC_N; ++i) {
-            float *to = c + (j + i) * p->c_outer_b;
-            const __mmask16 kept = i < columns - j ? lanes : 0;
+            for (int r = 0; r < VEC_N; ++r) {
+                v[r] = vec_load(block[i + r] + j);
+            }
+            transpose(v);
+#pragma GCC unroll 16
+            for (int r = 0; r < VEC_N; ++r) {
+                float *to = c + (j + r) * p->c_outer_b + i;
+                const __mmask16 kept = r < columns - j ? lanes : 0;
 
-            store_lanes(to, add ? load_lanes(to, kept) + block[i] : block[i], kept);
+                if (is_far && kept == 0xffff) {
+                    store_past_caches(to, v[r]);
+                } else {
+                    store_lanes(to, p->accumulate ? load_lanes(to, kept) + v[r] : v[r], kept);
+                }
+            }
         }
     }
+}
+
+/* Some rows of a tile: as many vectors as columns need. */
+VEC_INLINE void multiply_rows(const float *strip, strip_layout layout, const float *panel,
+                              int64_t steps, int rows, int64_t columns, bool is_first,
+                              next_strip *next, float tile[STRIP][PANEL])
+{
+    if (columns > VEC_N) {
+        multiply_tile(strip, layout, panel, steps, rows, 2, is_first, next, tile);
+    } else {
+        multiply_tile(strip, layout, panel, steps, rows, 1, is_first, next, tile);
+    }
+}
+
+/* The tile of a strip of which `rows` are left and a panel of which `columns` are left. */
+VEC_INLINE void multiply_part(const float *strip, strip_layout layout, const float *panel,
+                              int64_t steps, int64_t rows, int64_t columns, bool is_first,
+                              next_strip *next, float tile[STRIP][PANEL])
+{
+    if (rows > 8) {
+        multiply_rows(strip, layout, panel, steps, STRIP, columns, is_first, next, tile);
+    } else if (rows > 4) {
+        multiply_rows(strip, layout, panel, steps, 8, columns, is_first, next, tile);
+    } else {
+        multiply_rows(strip, layout, panel, steps, 4, columns, is_first, next, tile);
+    }
+}
+
+/* Where the sums of strip i and panel j are kept: the tiles of a group one after the other, of all
+ * strips if there are more passes to come, else of one group; what is put into rows of c at once
+ * shares one tile. */
+static float (*tile_of(const tsr_gemm_f32_args *p, float (*tiles)[STRIP][PANEL], int64_t i,
+                       int64_t j, bool is_alone))[STRIP][PANEL]
+{
+    const int64_t across = (p->n + PANEL - 1) / PANEL;
+    const int64_t group = is_alone ? 0 : i / GROUP_ROWS;
+
+    if (is_alone && p->c_outer_b == 1) {
+        return tiles;
+    }
+    return tiles + (group * across + j / PANEL) * GROUP + i / STRIP % GROUP;
 }
 
 /* One pass over all strips of a, with the panels of its steps: sums start, go on or end in
@@ -187,22 +239,20 @@ VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
             next = approach_of(p, &later, p->m - i - STRIP, across, other);
         }
         for (int64_t j = 0; j < p->n; j += PANEL) {
-            float(*tile)[PANEL] =
-                is_first && is_last ? *tiles : tiles[i / STRIP * across + j / PANEL];
+            float(*tile)[STRIP][PANEL] = tile_of(p, tiles, i, j, is_first && is_last);
             float *c = p->c + i * p->c_outer_a + j * p->c_outer_b;
             const float *panel = panels + j * p->k;
 
             if (is_last) {
-                expect_tile(p, c, p->m - i, p->n - j);
+                expect_tile(p, c, p->m - i);
             }
-            if (p->n - j > VEC_N) {
-                multiply_tile(strip, layout, panel, p->k, 2, is_first, &next, tile);
-            } else {
-                multiply_tile(strip, layout, panel, p->k, 1, is_first, &next, tile);
-            }
-            if (is_last) {
-                (p->c_outer_b == 1 ? put_rows : put_columns)(tile, p, c, p->m - i, p->n - j,
-                                                             p->accumulate);
+            multiply_part(strip, layout, panel, p->k, p->m - i, p->n - j, is_first, &next, *tile);
+            if (is_last && p->c_outer_b == 1) {
+                put_rows(*tile, p, c, p->m - i, p->n - j, p->accumulate);
+            } else if (is_last && (i + STRIP >= p->m || i / STRIP % GROUP == GROUP - 1)) {
+                const int64_t ahead = i % GROUP_ROWS;
+
+                put_columns(tile[-(ahead / STRIP)], p, c - ahead, p->m - i + ahead, p->n - j);
             }
         }
     }
@@ -211,8 +261,9 @@ VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
 void tsr_avx512_gemm_f32(const tsr_gemm_f32_args *args, float *scratch)
 {
     const int64_t steps = even_part(args->k, MOST_STEPS, LINE_FLOATS);
-    const int64_t columns = even_part(args->n, MOST_PACKED / steps / PANEL * PANEL, PANEL);
-    const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / STRIP * STRIP;
+    const int64_t most_columns = least(MOST_PACKED / steps, MOST_SUMS / GROUP_ROWS);
+    const int64_t columns = even_part(args->n, most_columns / PANEL * PANEL, PANEL);
+    const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / GROUP_ROWS * GROUP_ROWS;
     float *panels = scratch, *strips = panels + PANEL_FLOATS;
     float(*tiles)[STRIP][PANEL] = (float(*)[STRIP][PANEL])(void *)(strips + 2 * STRIP_FLOATS);
 

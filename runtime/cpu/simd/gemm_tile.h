@@ -75,17 +75,17 @@ VEC_INLINE void approach(next_strip *next)
 /* Steps between two approaches: far more than it takes to have so few lines under way. */
 enum { APPROACH_STEPS = 32 };
 
-/* tile[i][j] = (0 or itself) + sum over r of a(i, r) b[r][j], for the first `vectors` vectors of a
- * panel */
+/* tile[i][j] = (0 or itself) + sum over r of a(i, r) b[r][j], for the first `rows` rows of the
+ * strip and `vectors` vectors of the panel */
 VEC_INLINE void multiply_tile(const float *a, strip_layout layout, const float *b, int64_t steps,
-                              int vectors, bool is_first, next_strip *next,
+                              int rows, int vectors, bool is_first, next_strip *next,
                               float tile[STRIP][PANEL])
 {
     vec sum[STRIP][2] = {0};
 
     if (!is_first) {
 #pragma GCC unroll 14
-        for (int i = 0; i < STRIP; ++i) {
+        for (int i = 0; i < rows; ++i) {
             sum[i][0] = vec_load(tile[i]);
             sum[i][1] = vec_load(tile[i] + VEC_N);
         }
@@ -97,7 +97,7 @@ VEC_INLINE void multiply_tile(const float *a, strip_layout layout, const float *
         for (int64_t r = 0; r < now; ++r, a += layout.step, b += PANEL) {
             const vec b0 = vec_load(b), b1 = vectors == 2 ? vec_load(b + VEC_N) : b0;
 #pragma GCC unroll 14
-            for (int i = 0; i < STRIP; ++i) {
+            for (int i = 0; i < rows; ++i) {
                 const vec x = vec_set(a[i * layout.row]);
                 sum[i][0] += x * b0;
                 if (vectors == 2) {
@@ -107,7 +107,7 @@ VEC_INLINE void multiply_tile(const float *a, strip_layout layout, const float *
         }
     }
 #pragma GCC unroll 14
-    for (int i = 0; i < STRIP; ++i) {
+    for (int i = 0; i < rows; ++i) {
         vec_store(tile[i], sum[i][0]);
         if (vectors == 2) {
             vec_store(tile[i] + VEC_N, sum[i][1]);
