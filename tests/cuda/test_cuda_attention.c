@@ -1,11 +1,7 @@
 /* Attention on the emulated GPU against its plain twin: the plain kernels, plans of the fake cuDNN,
- * and the choice between them.
- *
- * Tolerances as in tests/runtime/test_attention.c: inputs are normal numbers, below 5. A score errs
- * by scale 25 (hd + 2) eps, a probability by this share of itself and by its sum's rounding; out is
- * a mean of numbers below 5; gradients are sums of p dout and of p (dp - d), |dp - d| some 5
- * sqrt(hd). */
+ * and the choice between them. */
 #include "tests/cuda/cuda_test.h"
+#include "tests/runtime/attention_bounds.h"
 
 #include "runtime/cuda/attention_cudnn.h"
 
@@ -26,24 +22,18 @@ typedef struct tensors {
 
 static double tolerance(const shape *s, bool is_gradient)
 {
-    const double score_error = 25.0 * (s->head_dim + 2) * F32_EPS / sqrt(s->head_dim);
-    const double p_error = score_error + (4.0 + (double)s->kv_len) * F32_EPS;
-    const double queries = (double)s->q_len * s->heads / s->kv_heads;
-
-    return is_gradient ? 5.0 * sqrt(s->head_dim) * (p_error + queries * F32_EPS) : 5.0 * p_error;
+    return attention_tolerance(s->head_dim, s->kv_len, (double)s->q_len * s->heads / s->kv_heads,
+                               is_gradient);
 }
 
-/* cuDNN rounds p and ds to bf16, by BF16_ULP / 2 of themselves at most and with random sign: six
- * standard deviations of the sum. The squares of the terms p v add up to 1 at most, those of a
- * gradient to twice the sum of p over the queries of the group, about 1 + log S for each head. The
- * gradients of the heads of a group are rounded again before they are added: as much once more. */
+/* cuDNN rounds p and ds to bf16. The gradients of the heads of a group are rounded again before
+ * they are added: as much once more. */
 static double rounding(const shape *s, bool is_gradient)
 {
-    const double deviation = BF16_ULP / 2.0 / sqrt(3.0);
     const int group = s->heads / s->kv_heads;
-    const double sum = group * (1.0 + log((double)s->kv_len));
 
-    return 6.0 * deviation * (is_gradient ? (group > 1 ? 2.0 : 1.0) * sqrt(2.0 * sum) : 1.0);
+    return (is_gradient && group > 1 ? 2.0 : 1.0) *
+           attention_rounding(group, s->kv_len, is_gradient);
 }
 
 static tsr_attention_args args_on(const shape *s, const tensors *t, side where)

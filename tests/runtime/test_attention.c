@@ -1,4 +1,4 @@
-#include "tests/runtime/op_test.h"
+#include "tests/runtime/attention_bounds.h"
 
 /* Packed rows of q, k and v as the layers have them, with some columns left over. */
 typedef struct shape {
@@ -83,29 +83,15 @@ static void run(rig *r, tensors *t, const tensors *given)
     assert_int_equal(tsr_mem_alloc_calls(), calls);
 }
 
-/* Inputs are normal numbers, below 5. A score is scale times a sum of head_dim products, so its
- * error is below scale 25 (hd + 2) eps, and a probability (with exp's two units) errs by this share
- * of itself. Out is a mean of numbers below 5. In the gradients, terms are p dout with sum of p
- * below the queries of a group, and ds = p (dp - d) with |dp - d| some 5 sqrt(hd). */
 static double tolerance(const shape *s, bool is_gradient)
 {
-    const double score_error = 25.0 * (s->head_dim + 2) * F32_EPS / sqrt(s->head_dim);
-    const double p_error = score_error + (4.0 + (double)s->kv_len) * F32_EPS;
-    const double queries = (double)s->q_len * s->heads / s->kv_heads;
-
-    return is_gradient ? 5.0 * sqrt(s->head_dim) * (p_error + queries * F32_EPS) : 5.0 * p_error;
+    return attention_tolerance(s->head_dim, s->kv_len, (double)s->q_len * s->heads / s->kv_heads,
+                               is_gradient);
 }
 
-/* Where bf16 is multiplied, p and ds are rounded to it, by BF16_ULP / 2 of themselves at most and
- * with random sign. Six standard deviations of the sum: the squares of the terms p v add up to 1 at
- * most, those of a gradient (|dp - d| scale some 2^(1/2)) to twice the sum of p over the queries of
- * the group, which is about 1 + log S for each head. */
 static double rounding(const shape *s, bool is_gradient)
 {
-    const double deviation = BF16_ULP / 2.0 / sqrt(3.0);
-    const double sum = s->heads / s->kv_heads * (1.0 + log((double)s->kv_len));
-
-    return 6.0 * deviation * (is_gradient ? sqrt(2.0 * sum) : 1.0);
+    return attention_rounding(s->heads / s->kv_heads, s->kv_len, is_gradient);
 }
 
 static void compare(const shape *s, const tensors *got, const tensors *expected, bool is_rounded)
