@@ -37,6 +37,17 @@ tsr_status tsr_cpu_copy(tsr_device *, void *to, const void *from, size_t bytes, 
                         tsr_stream *);
 tsr_status tsr_cpu_zero(tsr_device *, void *block, size_t bytes, tsr_stream *);
 
+/* the part of a table that is the same for all of them */
+#define TSR_CPU_HOST_OPS                                                                           \
+    .close = tsr_cpu_close, .alloc = tsr_cpu_alloc, .free = tsr_cpu_free,                          \
+    .alloc_staging = tsr_cpu_alloc, .free_staging = tsr_cpu_free,                                  \
+    .stream_create = tsr_cpu_stream_create, .stream_destroy = tsr_cpu_stream_destroy,              \
+    .stream_wait = tsr_cpu_stream_wait, .event_create = tsr_cpu_event_create,                      \
+    .event_destroy = tsr_cpu_event_destroy, .event_record = tsr_cpu_event_record,                  \
+    .stream_wait_event = tsr_cpu_stream_wait_event, .event_wait = tsr_cpu_event_wait,              \
+    .copy = tsr_cpu_copy, .zero = tsr_cpu_zero, .sort_by_expert = tsr_cpu_sort_by_expert,          \
+    .gather_f32 = tsr_cpu_gather_f32
+
 /* matrix products, for every instruction set: by gemm_f32 where there is one, or by oneDNN */
 tsr_status tsr_cpu_gemm(tsr_device *, const tsr_gemm_args *, tsr_stream *);
 tsr_status tsr_cpu_gemm_reserve(tsr_device *, const tsr_gemm_args *);
