@@ -3,10 +3,9 @@
 #include "tests/support/mpi_test.h"
 
 #include "collectives/mpi_bridge.h"
-#include "optim/optim.h"
+#include "tests/optim/optim_fixture.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 enum { STEPS = 2 };
@@ -21,48 +20,15 @@ typedef struct fixture {
     tsr_optim_config config;
 } fixture;
 
-static bool ok_or_say(tsr_status st)
-{
-    if (st != TSR_OK) {
-        (void)fprintf(stderr, "%s\n", tsr_error_message());
-    }
-    return st == TSR_OK;
-}
-
-/* Odd sizes: rows do not divide by ranks, nor widths by vectors. */
-static const tsr_model_config small = {.vocab_size = 37,
-                                       .hidden_size = 24,
-                                       .num_hidden_layers = 1,
-                                       .num_attention_heads = 3,
-                                       .num_key_value_heads = 1,
-                                       .head_dim = 8,
-                                       .moe_intermediate_size = 13,
-                                       .num_experts = 3,
-                                       .num_experts_per_tok = 2,
-                                       .rms_norm_eps = 1e-5,
-                                       .rope_theta = 1e4,
-                                       .initializer_range = 0.02,
-                                       .norm_topk_prob = true,
-                                       .routed_scaling_factor = 1.0};
-
 static tsr_status set_up(fixture *f, tsr_dtype compute, bool by_nccl)
 {
-    static tsr_config_errors errors;
     const tsr_nccl_options options = {.buffer_bytes = 3 * 512, .checks_order = true};
-    tsr_model_config model = small;
+    tsr_model_config model;
 
-    *f = (fixture){.config = {.lr = 0.01,
-                              .beta1 = 0.9,
-                              .beta2 = 0.95,
-                              .eps = 1e-8,
-                              .weight_decay = 0.1,
-                              .clip_norm = 1.0,
-                              .moments = TSR_F32}};
+    *f = (fixture){.config = optim_fixture_config(TSR_F32, 1.0)};
     TSR_TRY(tsr_device_open("cuda:emulated", 1, &f->device));
     TSR_TRY(tsr_stream_create(f->device, &f->stream));
-    tsr_model_config_check(&model, &errors);
-    TSR_CHECK(errors.count == 0, TSR_ERR_ARG, "%s", errors.text);
-    TSR_TRY(tsr_param_table_create(&model, &f->table));
+    TSR_TRY(optim_fixture_table(&model, &f->table));
     TSR_TRY(tsr_weights_create(&model, &f->table, f->device, compute, true, &f->weights));
     if (by_nccl) {
         TSR_TRY(tsr_comm_create_nccl(tsr_test_comm(), f->device, &options, &f->comm));
@@ -111,7 +77,7 @@ static tsr_status step_once(fixture *f, int64_t step, double *norm_out)
     TSR_TRY(tsr_optimizer_grad_squares(f->optimizer, f->stream, &squares));
     TSR_TRY(tsr_comm_all_reduce_f64(tsr_test_comm(), &squares, 1, TSR_REDUCE_SUM));
     *norm_out = sqrt(squares);
-    return tsr_optimizer_step(f->optimizer, step, 0.01, *norm_out, f->stream);
+    return tsr_optimizer_step(f->optimizer, step, optim_fixture_lr, *norm_out, f->stream);
 }
 
 static bool equal_weights(fixture *a, fixture *b)
@@ -123,11 +89,12 @@ static bool equal_weights(fixture *a, fixture *b)
         const size_t bytes =
             (size_t)a->table.group_elements[g] * tsr_dtype_bytes(a->weights.dtype[g]);
         ok = bytes <= sizeof copies[0] &&
-             ok_or_say(tsr_device_copy(a->device, copies[0], a->weights.value[g], bytes,
-                                       TSR_COPY_DEVICE_TO_HOST, a->stream)) &&
-             ok_or_say(tsr_device_copy(b->device, copies[1], b->weights.value[g], bytes,
-                                       TSR_COPY_DEVICE_TO_HOST, b->stream)) &&
-             ok_or_say(tsr_stream_wait(a->stream)) && ok_or_say(tsr_stream_wait(b->stream)) &&
+             optim_fixture_ok(tsr_device_copy(a->device, copies[0], a->weights.value[g], bytes,
+                                              TSR_COPY_DEVICE_TO_HOST, a->stream)) &&
+             optim_fixture_ok(tsr_device_copy(b->device, copies[1], b->weights.value[g], bytes,
+                                              TSR_COPY_DEVICE_TO_HOST, b->stream)) &&
+             optim_fixture_ok(tsr_stream_wait(a->stream)) &&
+             optim_fixture_ok(tsr_stream_wait(b->stream)) &&
              memcmp(copies[0], copies[1], bytes) == 0;
     }
     return ok;
@@ -137,14 +104,14 @@ static bool nccl_equals_staging(tsr_dtype compute)
 {
     fixture direct, staged;
     double direct_norm = 0.0, staged_norm = 0.0;
-    bool ok =
-        ok_or_say(set_up(&direct, compute, true)) && ok_or_say(set_up(&staged, compute, false));
+    bool ok = optim_fixture_ok(set_up(&direct, compute, true)) &&
+              optim_fixture_ok(set_up(&staged, compute, false));
 
     ok = ok && equal_weights(&direct, &staged);
     for (int64_t step = 1; ok && step <= STEPS; ++step) {
-        ok = ok_or_say(step_once(&direct, step, &direct_norm)) &&
-             ok_or_say(step_once(&staged, step, &staged_norm)) && direct_norm == staged_norm &&
-             direct_norm > 1.0 && equal_weights(&direct, &staged);
+        ok = optim_fixture_ok(step_once(&direct, step, &direct_norm)) &&
+             optim_fixture_ok(step_once(&staged, step, &staged_norm)) &&
+             direct_norm == staged_norm && direct_norm > 1.0 && equal_weights(&direct, &staged);
     }
     tear_down(&direct);
     tear_down(&staged);
