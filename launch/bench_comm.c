@@ -180,7 +180,7 @@ static void print_case(const comm_bench *b, const comm_case *c, const comm_line 
             100.0 * l->error);
     }
     if (m->per_byte > 0.0) {
-        (void)fprintf(to, "%-22s %.3g us + n / %.3g GB/s\n", c->name, m->alpha * 1e6,
+        (void)fprintf(to, "%-22s %.1f us + n / %.3g GB/s\n", c->name, m->alpha * 1e6,
                       1e-9 / m->per_byte);
     }
 }
