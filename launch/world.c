@@ -59,6 +59,16 @@ static tsr_status tell_once(tsr_comm *comm, tsr_status local)
     return tsr_comm_agree(comm, speaker == rank ? local : TSR_OK);
 }
 
+/* Copies of experts move on a thread of their own, beside the step's collectives. */
+static tsr_status check_threads(int provided)
+{
+    TSR_CHECK(provided >= MPI_THREAD_MULTIPLE, TSR_ERR_UNSUPPORTED,
+              "MPI takes calls at thread level %d, must be %d (MPI_THREAD_MULTIPLE): use a build "
+              "of MPI with support for threads",
+              provided, MPI_THREAD_MULTIPLE);
+    return TSR_OK;
+}
+
 static tsr_status start_mpi(int *argc, char ***argv, world *w)
 {
     const tsr_status chosen = network_choose(&w->network);
@@ -71,7 +81,7 @@ static tsr_status start_mpi(int *argc, char ***argv, world *w)
     (void)MPI_Comm_size(MPI_COMM_WORLD, &size);
     TSR_TRY(check_not_alone(size));
     TSR_TRY(tsr_comm_create_mpi(MPI_COMM_WORLD, start_timeout_s, w->network.nic.plane, &w->comm));
-    return tell_once(w->comm, chosen);
+    return tell_once(w->comm, chosen != TSR_OK ? chosen : check_threads(provided));
 }
 
 tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w)

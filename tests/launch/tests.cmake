@@ -19,3 +19,7 @@ tsr_add_program_test(expert_parallel program 300)
 tsr_add_program_test(placement program 300)
 tsr_add_program_test(reshard program 300)
 tsr_add_program_test(bench_comm program 120)
+tsr_add_mpi_test(launch.threads
+  SOURCES launch/test_threads.c
+  LIBS tsr_launch
+  RANKS 2)
