@@ -1,4 +1,4 @@
-/* Three ranks, one of which does not come: `stopped`, `late` or `mismatch`. The others must get a
+/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch` or `part`. The others must get a
  * TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0 prints the verdict and
  * ends the job with code 4, as launch does; stuck.cmake checks both. */
 #include "collectives/mpi_bridge.h"
@@ -43,20 +43,22 @@ static const struct scene {
     bool is_stopped;   /* rank 2 */
     bool is_elsewhere; /* rank 1 */
     double late_s;     /* rank 1 */
+    bool is_in_part;   /* ranks 1 and 2 by themselves, which must be called so */
 } scenes[] = {
     {"stopped",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do)",
-     true, false, 0},
+     true, false, 0, false},
     /* rank 0 gives up after 1 s and asks for 1 s; rank 1 comes in between and must not be blamed */
     {"late",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do)",
-     true, false, 1.3},
+     true, false, 1.3, false},
     {"mismatch",
      "all ranks respond, but wait for each other: ranks 0 2 in reduce-scatter of gradient "
      "reduce-scatter (step 14), rank 1 in barrier of checkpoint",
-     false, true, 0},
+     false, true, 0, false},
+    {"part", "rank 2 does not respond (rank 1 does)", true, false, 0, true},
 };
 
 static bool play(const struct scene *scene, tsr_comm *comm, int rank)
@@ -83,7 +85,7 @@ static bool play(const struct scene *scene, tsr_comm *comm, int rank)
 int main(int argc, char **argv)
 {
     const struct scene *scene = NULL;
-    tsr_comm *comm = NULL;
+    tsr_comm *comm = NULL, *part = NULL;
     MPI_Comm healthy = MPI_COMM_NULL;
     int provided = 0, rank = 0, ok = 0, all_ok = 0;
 
@@ -96,8 +98,9 @@ int main(int argc, char **argv)
     (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     (void)MPI_Comm_split(MPI_COMM_WORLD, scene->is_stopped && rank == 2, rank, &healthy);
     if (tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, 0, &comm) == TSR_OK &&
-        tsr_comm_barrier(comm) == TSR_OK) {
-        ok = play(scene, comm, rank);
+        tsr_comm_split(comm, scene->is_in_part && rank > 0, rank, &part) == TSR_OK &&
+        tsr_comm_barrier(part) == TSR_OK) {
+        ok = (scene->is_in_part && rank == 0) || play(scene, part, rank);
     }
     (void)MPI_Allreduce(&ok, &all_ok, 1, MPI_INT, MPI_LAND, healthy);
     if (rank == 0) {

@@ -260,6 +260,81 @@ static void irregular_nodes_are_refused(void **state)
     assert_all_ranks(world, ok);
 }
 
+/* Two ranks a node, but on the last node their planes are exchanged. */
+static void places_on_other_planes_are_refused(void **state)
+{
+    tsr_comm *world = tsr_test_comm();
+    const int size = tsr_comm_size(world), rank = tsr_comm_rank(world);
+    tsr_seat seats[TSR_TEST_MAX_RANKS];
+    char text[64];
+    fixture f;
+
+    (void)state;
+    if (size < 4 || size % 2 != 0) {
+        return;
+    }
+    bool ok = open_flat(2, false, &f) == TSR_OK;
+    for (int r = 0; r < size; ++r) {
+        seats[r] = (tsr_seat){.node = r / 2, .plane = r < size - 2 ? r % 2 : 1 - r % 2};
+    }
+    tsr_comm_set_seats(f.flat, seats);
+    ok = ok && tsr_comm_split(f.flat, rank / 2, rank, &f.node) == TSR_OK &&
+         tsr_comm_split(f.flat, rank % 2, rank, &f.rail) == TSR_OK;
+    (void)snprintf(text, sizeof text, "plane 0 on node 0 and on plane 1 on node %d", size / 2 - 1);
+    ok = ok && tsr_comm_create_planes(f.flat, f.node, f.rail, &f.planes) == TSR_ERR_ARG &&
+         strstr(tsr_error_message(), text) != NULL && f.planes == NULL;
+    close_all(&f);
+    assert_all_ranks(world, ok);
+}
+
+/* Node and rail taken for each other; and what has no direct way between all pairs. */
+static void wrong_uses_are_refused(void **state)
+{
+    tsr_comm *none = NULL;
+    int64_t begin[TSR_TEST_MAX_RANKS + 1] = {0};
+    const tsr_exchange nothing = {.send_begin = begin, .receive_begin = begin};
+    fixture f;
+
+    (void)state;
+    if (tsr_comm_size(tsr_test_comm()) != 6) {
+        return;
+    }
+    bool ok = open_planes(2, false, &f) == TSR_OK;
+    assert_all_ranks(tsr_test_comm(), ok);
+    ok = tsr_comm_create_planes(f.flat, f.rail, f.node, &none) == TSR_ERR_ARG && none == NULL &&
+         strstr(tsr_error_message(), "of a node's 3") != NULL;
+    ok = ok && tsr_comm_exchange(f.planes, &nothing) == TSR_ERR_UNSUPPORTED &&
+         strstr(tsr_error_message(), "no direct way") != NULL && !tsr_comm_is_dead(f.planes);
+    close_all(&f);
+    assert_all_ranks(tsr_test_comm(), ok);
+}
+
+/* What ends a part ends the whole; the other ranks do not enter. */
+static void a_dead_part_is_a_dead_whole(void **state)
+{
+    tsr_comm *bad_node = NULL, *planes = NULL;
+    const tsr_comm_fault fault = {
+        .rank = tsr_comm_rank(tsr_test_comm()) % 2, .call = 1, .code = TSR_ERR_COMM};
+    char byte = 0;
+    fixture f;
+
+    (void)state;
+    if (tsr_comm_size(tsr_test_comm()) != 4) {
+        return;
+    }
+    bool ok = open_planes(2, false, &f) == TSR_OK;
+    assert_all_ranks(tsr_test_comm(), ok);
+    ok = tsr_comm_create_faulty(f.node, &fault, &bad_node) == TSR_OK &&
+         tsr_comm_create_planes(f.flat, bad_node, f.rail, &planes) == TSR_OK;
+    ok = ok && tsr_comm_barrier(planes) == TSR_ERR_COMM && tsr_comm_is_dead(planes);
+    ok = ok && tsr_comm_broadcast(planes, &byte, 1, 0) == TSR_ERR_COMM &&
+         strstr(tsr_error_message(), "planes communicator of 4 ranks has failed before") != NULL;
+    tsr_comm_destroy(&planes);
+    tsr_comm_destroy(&bad_node);
+    close_all(&f);
+    assert_all_ranks(tsr_test_comm(), ok);
+}
+
 static void parts_know_their_seats(void **state)
 {
     const int size = tsr_comm_size(tsr_test_comm());
@@ -391,6 +466,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(order_of_sums_is_fixed),
         cmocka_unit_test(one_failure_is_told_by_its_rank),
         cmocka_unit_test(irregular_nodes_are_refused),
+        cmocka_unit_test(places_on_other_planes_are_refused),
+        cmocka_unit_test(wrong_uses_are_refused),
+        cmocka_unit_test(a_dead_part_is_a_dead_whole),
     };
 
     return tsr_mpi_test_main(argc, argv, "planes", tests, sizeof tests / sizeof tests[0]);
