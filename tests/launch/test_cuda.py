@@ -70,7 +70,7 @@ def copies_of_experts_equal_the_cpu():
     with Folder() as on_cpu:
         train(on_cpu, 0, *SHORT)
         expected = losses(on_cpu)
-    for policy, extra in (("shadow", []), ("swap", []), ("eplb", []), ("fssdp", ["--set", "train.recompute=block"]),
+    for policy, extra in (("shadow", []), ("swap", ["--set", "experts.reshard_every=2", "--set", "experts.reshard_cost=0"]), ("eplb", []), ("fssdp", ["--set", "train.recompute=block"]),
                           ("fssdp", ["--set", "experts.rematerialize=false"]), ("quota", [])):
         with Folder() as on_gpu:
             train(on_gpu, 4, *SHORT, *GPU, *extra, "--set", "parallel.ep=4", "--set", f"parallel.placement={policy}",
