@@ -60,13 +60,28 @@ static scene scene_of(int ep, tsr_dtype dtype)
 
 /* ---- one rank that has all, and this one ------------------------------------------------------ */
 
+/* One thread: worlds of several ranks have few cores. */
+static tsr_status open_device(const scene *how, rig *r)
+{
+    r->config = how->config;
+    r->dtype = how->dtype;
+    return tsr_device_open("cpu", 1, &r->device);
+}
+
 static tsr_status open_one(const scene *how)
 {
-    TSR_TRY(stage_rig_open(&one, "cpu", &how->config, how->dtype, SEQUENCES, TSR_RECOMPUTE_NONE));
+    TSR_TRY(open_device(how, &one.base));
+    TSR_TRY(tsr_param_table_create(&one.base.config, &one.base.table));
+    TSR_TRY(tsr_weights_create(&one.base.config, &one.base.table, one.base.device, how->dtype, true,
+                               &one.base.weights));
+    rig_fill(&one.base, 1);
     rig_tokens(&one.base, 9, WINDOWS, tokens);
     for (int64_t l = 0; l < how->config.num_hidden_layers; ++l) {
         one.base.weights.router_bias[l * how->config.num_experts + 1] = how->bias;
     }
+    const tsr_stage_options options = stage_rig_options(&one.base, SEQUENCES);
+    TSR_TRY(tsr_stage_create(&options, &one.base.weights, &one.stage));
+    one.sums.counts = one.counts;
     return tsr_stage_train(one.stage, tokens, SEQUENCES, false, 1.0f / TOKENS, 1.0f / SEQUENCES,
                            &one.sums);
 }
@@ -108,11 +123,9 @@ static void copy_weights(void)
 
 static tsr_status open_share(const scene *how)
 {
-    share.config = how->config;
-    share.dtype = how->dtype;
     tsr_expert_owners_even(how->config.num_hidden_layers, (int)how->config.num_experts, how->ep,
                            owner);
-    TSR_TRY(tsr_device_open("cpu", 1, &share.device));
+    TSR_TRY(open_device(how, &share));
     TSR_TRY(tsr_param_table_share(&one.base.table, owner, mesh.ep_rank, &share.table));
     TSR_TRY(tsr_weights_create(&share.config, &share.table, share.device, how->dtype, true,
                                &share.weights));
@@ -312,13 +325,13 @@ static void check_scene(scene how)
     assert_all_ranks(comm, again_ok);
 }
 
-/* With ep = 1 as well: then a stage is what it always was. */
+/* With ep = 1 as well: then a stage is what it always was. Worlds beyond 4 are there for nodes. */
 static void check_every_mesh(scene how)
 {
     const int ranks = tsr_comm_size(tsr_test_comm());
 
     for (how.ep = 1; how.ep <= ranks; ++how.ep) {
-        if (ranks % how.ep == 0) {
+        if (ranks % how.ep == 0 && (ranks <= 4 || how.ep == 3)) {
             check_scene(how);
         }
     }
