@@ -17,12 +17,12 @@ typedef struct reshard_move {
  * The state's slices are kept in memory while local table, weights and optimizer are made anew,
  * then go to whom they belong now, bit for bit. Slices, and a checkpoint writer made for them, are
  * no longer valid. Memory: this rank's optimizer state and master weights once more, in passing.
- * Collective.
+ * Collective. Errors: TSR_ERR_FORMAT for an owner out of range, on all ranks, with nothing changed.
  */
 TSR_NODISCARD tsr_status reshard_deal(trainer *t, const int32_t *owner, reshard_move *move_out);
 
-/** Every experts.reshard_every steps: look for better owners, move to them if that pays. Collective;
- *  experts = 0 in move_out: nothing has changed. */
+/** Every experts.reshard_every steps: look for better owners, move to them if that pays; experts = 0
+ *  in move_out: nothing has changed. Collective. */
 TSR_NODISCARD tsr_status reshard_if_due(trainer *t, reshard_move *move_out);
 
 #endif
