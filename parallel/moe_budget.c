@@ -97,6 +97,10 @@ tsr_status tsr_stage_measure_budget(tsr_stage *stage, int *budget_out)
 
     TSR_CHECK(c != NULL && c->free_count > 0, TSR_ERR_STATE,
               "there are no copies, or no step yet, whose time could be measured");
+    if (c->slots == 0) { /* swap: nothing comes to a rank, and there is no slot to try it with */
+        *budget_out = 0;
+        return TSR_OK;
+    }
     moe_layer *self = (moe_layer *)stage->layers[2 * first + 1];
     const tsr_pass pass = stage_pass(stage, 1, options->seq_len);
     TSR_TRY(tsr_sparse_wait(&c->fetch));
