@@ -57,8 +57,11 @@ tsr_status mesh_group_use_nccl(tsr_group *group, tsr_device *device,
     if (group->host.rail == NULL) {
         return tsr_comm_create_nccl(group->flat, device, options, &group->device.all);
     }
-    TSR_TRY(tsr_comm_create_nccl(group->host.node, device, options, &group->device.node));
-    TSR_TRY(tsr_comm_create_nccl(group->host.rail, device, options, &group->device.rail));
+    /* a node or rail that fails must not leave the others alone with what comes next */
+    TSR_TRY(tsr_comm_agree(
+        group->flat, tsr_comm_create_nccl(group->host.node, device, options, &group->device.node)));
+    TSR_TRY(tsr_comm_agree(
+        group->flat, tsr_comm_create_nccl(group->host.rail, device, options, &group->device.rail)));
     return tsr_comm_create_planes(group->flat, group->device.node, group->device.rail,
                                   &group->device.all);
 }

@@ -147,7 +147,8 @@ tsr_status tsr_mesh_use_nccl(tsr_mesh *mesh, tsr_device *device, const tsr_nccl_
         TSR_TRY(tsr_comm_agree(mesh->world.flat, mesh_group_use_nccl(groups[i], device, options)));
     }
     if (mesh->copies != NULL) {
-        TSR_TRY(tsr_comm_create_nccl(mesh->copies, device, options, &mesh->copies_device));
+        TSR_TRY(tsr_comm_agree(mesh->world.flat, tsr_comm_create_nccl(mesh->copies, device, options,
+                                                                      &mesh->copies_device)));
     }
     if (groups[3] == NULL) {
         mesh->replica = mesh->dense;
