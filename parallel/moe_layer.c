@@ -116,10 +116,25 @@ tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass, tsr_moe_s
     return TSR_OK;
 }
 
+/* After an error a call may be under way still: it reads a layer's plan. */
+static void end_copies(moe_copies *c)
+{
+    tsr_sparse_call *const calls[] = {&c->fetch, &c->reduce};
+
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; ++i) {
+        if (tsr_sparse_wait(calls[i]) != TSR_OK) {
+            tsr_log(TSR_LOG_DEBUG, "copies of experts: %s", tsr_error_message());
+        }
+    }
+}
+
 static void moe_destroy(tsr_layer *layer)
 {
     moe_layer *self = (moe_layer *)layer;
 
+    if (self->spread != NULL && self->spread->copies != NULL) {
+        end_copies(self->spread->copies);
+    }
     moe_spread_close(self);
     tsr_device_free_staging(self->device, self->figures);
     tsr_mem_free(self);
