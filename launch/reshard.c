@@ -274,7 +274,7 @@ static void fill_segments(const deal *d, int me, int size, bool comes, size_t el
 
 static tsr_status move_kind(const trainer *t, const deal *d, int kind, char *experts)
 {
-    tsr_comm *const comm = t->mesh.dense.host.all;
+    tsr_comm *const comm = t->mesh.dense.flat; /* what goes along planes exchanges nothing */
     const int me = tsr_comm_rank(comm), size = tsr_comm_size(comm);
     const size_t element = element_bytes(t, kind);
     tsr_segment *const receive = d->segments + d->piece_count;
