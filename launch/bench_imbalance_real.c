@@ -35,7 +35,7 @@ static void print_head(const imbalance_bench *b, const char *load)
         to,
         "measured | %d ranks, %d thread%s each, %s | load %s | %d rounds, medians\n"
         "%lld layers, d %lld, %lld experts of %lld, top-%lld | %lld tokens a rank | %.0f%% "
-        "of the step with even loads is the experts' rows\n",
+        "of the computation with even loads is the experts' rows\n",
         ranks, tsr_device_threads(c->t.device), tsr_device_threads(c->t.device) == 1 ? "" : "s",
         tsr_device_name(c->t.device), load, b->rounds, (long long)m->num_hidden_layers,
         (long long)m->hidden_size, (long long)m->num_experts, (long long)m->moe_intermediate_size,
@@ -49,29 +49,29 @@ static void print_head(const imbalance_bench *b, const char *load)
             "go by max/mean and `by balance`\n",
             ranks, cores);
     }
-    (void)fprintf(to, "%-7s %7s %9s %7s %10s %8s %7s %8s %7s %8s %8s %8s %7s %7s\n", "policy",
-                  "owners", "max/mean", "worst", "by balance", "step ms", "vs ep", "of even",
-                  "copies", "exposed", "rows MB", "copy MB", "mem MB", "planned");
+    (void)fprintf(to, "%-7s %7s %9s %7s %10s %8s %8s %7s %8s %7s %8s %8s %8s %7s %7s\n", "policy",
+                  "owners", "max/mean", "worst", "by balance", "step ms", "least", "vs ep",
+                  "of even", "copies", "exposed", "rows MB", "copy MB", "mem MB", "planned");
 }
 
 static void print_row(const imbalance_bench *b, const imbalance_contender *c)
 {
-    const imbalance_contender *all = b->contender;
 
-    (void)fprintf(b->w->people,
-                  "%-7s %7.3f %9.3f %7.3f %9.1f%% %8.2f %6.2fx %7.1f%% %7.1f %8.2f %8.2f %8.2f "
-                  "%7.2f %7.2f\n",
-                  c->name, c->before, c->after, c->worst, 100.0 * by_balance(b, c), c->median_ms,
-                  all[IMBALANCE_EP].median_ms / c->median_ms,
-                  100.0 * all[IMBALANCE_EVEN].median_ms / c->median_ms, c->copies, c->exposed_ms,
-                  row_bytes(c) * 1e-6, copy_bytes(c) * 1e-6, imbalance_model_memory(c) * 1e-6,
-                  c->planned_memory * 1e-6);
+    (void)fprintf(
+        b->w->people,
+        "%-7s %7.3f %9.3f %7.3f %9.1f%% %8.2f %8.2f %6.2fx %7.1f%% %7.1f %8.2f %8.2f %8.2f "
+        "%7.2f %7.2f\n",
+        c->name, c->before, c->after, c->worst, 100.0 * by_balance(b, c), c->median_ms, c->least_ms,
+        c->over_ep, 100.0 * c->of_even, c->copies, c->exposed_ms, row_bytes(c) * 1e-6,
+        copy_bytes(c) * 1e-6, imbalance_model_memory(c) * 1e-6, imbalance_planned_memory(c) * 1e-6);
 }
 
 static json_t *row_object(const imbalance_bench *b, const imbalance_contender *c)
 {
-    const imbalance_contender *all = b->contender;
     json_t *bytes = json_object(), *memory = json_object();
+    json_t *plan = json_pack("{s:f,s:f,s:f,s:f}", "weights", (double)c->plan.weights, "gradients",
+                             (double)c->plan.gradients, "optimizer", (double)c->plan.optimizer,
+                             "activations_and_workspace", (double)c->plan.activations);
 
     for (int i = 0; i < TSR_TRAFFICS; ++i) {
         (void)json_object_set_new(bytes, tsr_traffic_name((tsr_traffic)i), json_real(c->bytes[i]));
@@ -80,14 +80,13 @@ static json_t *row_object(const imbalance_bench *b, const imbalance_contender *c
         (void)json_object_set_new(memory, tsr_mem_tag_name((tsr_mem_tag)i),
                                   json_real(c->memory[i]));
     }
-    return json_pack(
-        "{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:f,s:f}", "policy", c->name,
-        "max_over_mean_of_owners", c->before, "max_over_mean", c->after, "worst_max_over_mean",
-        c->worst, "projected_share_of_even", by_balance(b, c), "step_ms", c->median_ms,
-        "speedup_over_ep", all[IMBALANCE_EP].median_ms / c->median_ms, "share_of_even",
-        all[IMBALANCE_EVEN].median_ms / c->median_ms, "copies", c->copies, "exposed_ms",
-        c->exposed_ms, "loss", c->loss, "bytes", bytes, "memory", memory, "memory_bytes",
-        imbalance_model_memory(c), "planned_memory_bytes", c->planned_memory);
+    return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:f,s:o}", "policy",
+                     c->name, "max_over_mean_of_owners", c->before, "max_over_mean", c->after,
+                     "worst_max_over_mean", c->worst, "projected_share_of_even", by_balance(b, c),
+                     "step_ms", c->median_ms, "least_step_ms", c->least_ms, "speedup_over_ep",
+                     c->over_ep, "share_of_even", c->of_even, "copies", c->copies, "exposed_ms",
+                     c->exposed_ms, "loss", c->loss, "bytes", bytes, "memory", memory,
+                     "memory_bytes", imbalance_model_memory(c), "planned_memory", plan);
 }
 
 static void report(const imbalance_bench *b, const char *load)
@@ -108,7 +107,7 @@ static void report(const imbalance_bench *b, const char *load)
                                    "experts", (json_int_t)s->model.num_experts, "moe_layers",
                                    (json_int_t)tsr_model_moe_layers(&s->model), "rounds", b->rounds,
                                    "expert_share", b->expert_share, "policies", rows);
-        (void)json_dumpf(object, stdout, JSON_REAL_PRECISION(6));
+        (void)json_dumpf(object, stdout, JSON_REAL_PRECISION(9));
         (void)fputc('\n', stdout);
         json_decref(object);
     } else {

@@ -10,6 +10,7 @@ typedef struct imbalance_gate {
     int layers, experts, ranks, rank, top_k;
     int64_t tokens;  /* of this rank's micro-batch */
     int64_t *counts; /* [P,E] of a layer */
+    int32_t *choice; /* [T,K] of a layer: each token's experts */
     float *bias;     /* [L,T,E] host memory */
     size_t bytes;    /* of bias */
 } imbalance_gate;

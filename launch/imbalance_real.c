@@ -57,6 +57,11 @@ double imbalance_model_memory(const imbalance_contender *c)
            c->memory[TSR_MEM_WORKSPACE];
 }
 
+double imbalance_planned_memory(const imbalance_contender *c)
+{
+    return (double)(c->plan.weights + c->plan.gradients + c->plan.optimizer + c->plan.activations);
+}
+
 /* ---- start ---------------------------------------------------------------------------------- */
 
 static tsr_status read_settings(imbalance_contender *c, const char *policy, int ranks,
@@ -91,15 +96,13 @@ static tsr_status read_settings(imbalance_contender *c, const char *policy, int 
 
 static tsr_status start(imbalance_bench *b, imbalance_contender *c, imbalance_gate *gate)
 {
-    trainer_plan plan;
     void *bias = NULL;
 
     begin_memory(c);
     const tsr_status st = trainer_create(&c->t, c->s, b->w);
     end_memory(c);
     TSR_TRY(st);
-    TSR_TRY(trainer_estimate(c->s, &c->t.mesh, &plan));
-    c->planned_memory = (double)(plan.weights + plan.gradients + plan.optimizer + plan.activations);
+    TSR_TRY(trainer_estimate(c->s, &c->t.mesh, &c->plan));
     c->gate = gate;
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, b->rounds, sizeof *c->ms, (void **)&c->ms));
     TSR_TRY(tsr_device_alloc(c->t.device, TSR_MEM_OTHER, gate->bytes, &bias));
@@ -130,6 +133,8 @@ tsr_status imbalance_start(imbalance_bench *b, const tsr_load_options *load,
     const settings *s = b->contender[IMBALANCE_EVEN].s;
     const int64_t share = s->train.global_batch / ranks, micro = s->train.micro_batch;
     const int64_t tokens = (micro > 0 && micro < share ? micro : share) * s->data.seq_len;
+    TSR_TRY(
+        tsr_mem_alloc_array(TSR_MEM_OTHER, b->rounds, sizeof *b->scratch, (void **)&b->scratch));
     TSR_TRY(world_set_run(b->w, s->run.timeout_s, &s->topology));
     TSR_TRY(imbalance_gate_create(load, &s->model, b->w->comm, tokens, &b->loads));
     TSR_TRY(imbalance_gate_create(&even, &s->model, b->w->comm, tokens, &b->even));
@@ -149,6 +154,7 @@ void imbalance_stop(imbalance_bench *b)
         trainer_destroy(&c->t);
         tsr_mem_free(c->s);
     }
+    tsr_mem_free(b->scratch);
     imbalance_gate_destroy(&b->loads);
     imbalance_gate_destroy(&b->even);
 }
@@ -165,7 +171,8 @@ static tsr_status add_bytes(tsr_comm *comm, int64_t before[TSR_TRAFFICS][TSR_LIN
     for (int i = 0; i < TSR_TRAFFICS * TSR_LINKS; ++i) {
         const int purpose = i / TSR_LINKS, link = i % TSR_LINKS;
 
-        sent[purpose] += (double)(now[purpose][link] - before[purpose][link]);
+        sent[purpose] +=
+            link == TSR_LINK_SELF ? 0.0 : (double)(now[purpose][link] - before[purpose][link]);
     }
     TSR_TRY(tsr_comm_all_reduce_f64(comm, sent, TSR_TRAFFICS, TSR_REDUCE_SUM));
     for (int purpose = 0; purpose < TSR_TRAFFICS; ++purpose) {
@@ -229,9 +236,26 @@ static tsr_status check_loss(const imbalance_bench *b, const imbalance_contender
     return TSR_OK;
 }
 
-static void sum_up(imbalance_contender *c, int rounds)
+/* Ratios of one round, a moment apart, stand less under what else the machine does than ratios of
+ * medians. scratch [rounds]. */
+static double median_ratio(const imbalance_contender *a, const imbalance_contender *b, int rounds,
+                           double *scratch)
 {
-    c->median_ms = bench_median(c->ms, rounds);
+    for (int i = 0; i < rounds; ++i) {
+        scratch[i] = a->ms[i] / b->ms[i];
+    }
+    return bench_median(scratch, rounds);
+}
+
+static void sum_up(imbalance_bench *b, imbalance_contender *c)
+{
+    const int rounds = b->rounds;
+
+    c->over_ep = median_ratio(&b->contender[IMBALANCE_EP], c, rounds, b->scratch);
+    c->of_even = median_ratio(&b->contender[IMBALANCE_EVEN], c, rounds, b->scratch);
+    memcpy(b->scratch, c->ms, (size_t)rounds * sizeof *b->scratch);
+    c->median_ms = bench_median(b->scratch, rounds);
+    c->least_ms = b->scratch[0];
     for (int purpose = 0; purpose < TSR_TRAFFICS; ++purpose) {
         c->bytes[purpose] /= rounds;
     }
@@ -252,7 +276,7 @@ static tsr_status run_rounds(imbalance_bench *b)
     for (int i = 0; i < b->contenders; ++i) {
         imbalance_contender *c = &b->contender[i];
 
-        sum_up(c, b->rounds);
+        sum_up(b, c);
         TSR_TRY(tsr_comm_all_reduce_f64(b->w->comm, c->memory, TSR_MEM_TAGS, TSR_REDUCE_MAX));
     }
     return TSR_OK;
@@ -271,7 +295,8 @@ static bool is_of_rows(const char *operator)
     return false;
 }
 
-/* How much of a step with even loads the experts take: it is what imbalance stretches. */
+/* How much of the computation with even loads the experts take: it is what imbalance stretches.
+ * Waits are left out, that ranks may share cores. */
 static tsr_status measure_share(imbalance_bench *b)
 {
     imbalance_contender *even = &b->contender[IMBALANCE_EVEN];
@@ -286,13 +311,13 @@ static tsr_status measure_share(imbalance_bench *b)
         step_result result;
 
         st = trainer_step(&even->t, bench_random_sample, even->s, &flags, &result);
-        spent[1] += st == TSR_OK ? 1e-3 * result.ms : 0.0;
     }
     tsr_op_profile_enable(false);
     TSR_TRY(st);
     const tsr_op_profile *table = tsr_op_profile_get(&count);
     for (int i = 0; i < count; ++i) {
         spent[0] += is_of_rows(table[i].name) ? table[i].seconds : 0.0;
+        spent[1] += table[i].seconds;
     }
     TSR_TRY(tsr_comm_all_reduce_f64(b->w->comm, spent, 2, TSR_REDUCE_SUM));
     b->expert_share = spent[0] / spent[1];

@@ -17,13 +17,14 @@ typedef struct imbalance_contender {
     trainer t;
     float *bias; /* the gate's, on the trainer's device */
     double *ms;  /* of each round: the slowest rank's */
-    double median_ms;
-    double loss; /* of the last step */
+    double median_ms, least_ms;
+    double over_ep, of_even; /* speed: medians of the rounds' ratios */
+    double loss;             /* of the last step */
     /* means over rounds (worst: the largest), and over layers but for exposed_ms, their sum: */
     double before, after, worst, copies, exposed_ms;
-    double bytes[TSR_TRAFFICS];  /* sent in a step by all ranks */
+    double bytes[TSR_TRAFFICS];  /* sent in a step by all ranks to others */
     double memory[TSR_MEM_TAGS]; /* bytes of the largest rank */
-    double planned_memory;       /* of the same, by trainer_estimate() */
+    trainer_plan plan;           /* of the same, by trainer_estimate() */
     size_t held[TSR_MEM_TAGS];   /* scratch */
 } imbalance_contender;
 
@@ -32,7 +33,8 @@ typedef struct imbalance_bench {
     imbalance_gate loads, even;
     imbalance_contender contender[IMBALANCE_CONTENDERS];
     int contenders, rounds;
-    double expert_share; /* of the step with even loads, spent on rows at the experts */
+    double expert_share; /* of the computation with even loads, spent on rows at the experts */
+    double *scratch;     /* [rounds] */
 } imbalance_bench;
 
 /**
@@ -57,5 +59,6 @@ void imbalance_stop(imbalance_bench *b);
 /** What a rank holds for the model, planned or measured: weights, gradients, optimizer,
  *  activations and scratch. */
 double imbalance_model_memory(const imbalance_contender *c);
+double imbalance_planned_memory(const imbalance_contender *c);
 
 #endif

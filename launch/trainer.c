@@ -19,6 +19,8 @@ static tsr_stage_options stage_options(const settings *s, const tsr_param_table 
         .train = true,
         .expert_ranks = expert_ranks,
         .dispatch = (tsr_dispatch_choice)s->parallel.dispatch,
+        .placement = (tsr_placement_policy)s->parallel.placement,
+        .copies = &s->experts,
     };
 }
 
@@ -76,6 +78,7 @@ tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh, trainer_pla
     const int64_t micro = micro_batch_of(s, mesh->dp * mesh->ep);
     const tsr_stage_options options = stage_options(s, &local, device, micro, mesh->ep);
     TSR_TRY_GOTO(tsr_stage_bytes(&options, &plan.activations), done);
+    tsr_stage_copies_bytes(&options, &plan.weights, &plan.gradients);
     for (int g = 0; g < TSR_GROUPS; ++g) {
         const size_t elements = (size_t)local.group_elements[g];
         plan.weights += elements * tsr_dtype_bytes(g == TSR_GROUP_FLOAT ? TSR_F32 : compute);
@@ -132,8 +135,6 @@ static tsr_status create_stage(trainer *t)
 
     options.experts = &t->mesh.expert;
     options.owner = t->owner;
-    options.placement = (tsr_placement_policy)t->s->parallel.placement;
-    options.copies = &t->s->experts;
     options.copies_comm = t->mesh.copies_device != NULL ? t->mesh.copies_device : t->mesh.copies;
     TSR_TRY(tsr_stage_create(&options, &t->weights, &t->stage));
     return trainer_take_arrays(t);

@@ -1,13 +1,49 @@
 /* Memory and threads that copies of experts need: taken with the stage, for all its layers. */
 #include "parallel/moe_impl.h"
 
+/* Where owners change places instead, there are no copies. */
 static int64_t slots_of(const tsr_stage_options *options, int ranks)
 {
     const int64_t experts = options->config->num_experts;
     const int64_t half = experts / ranks / 2 > 0 ? experts / ranks / 2 : 1;
     const int64_t wanted = options->copies->slots > 0 ? options->copies->slots : half;
 
+    if (options->placement == TSR_PLACEMENT_SWAP) {
+        return 0;
+    }
     return wanted < experts ? wanted : experts;
+}
+
+/* Slots of weights: one set, or one a layer. */
+static size_t set_bytes(const tsr_stage_options *options, int64_t slots)
+{
+    const tsr_model_config *config = options->config;
+
+    return (size_t)(3 * slots * config->hidden_size * config->moe_intermediate_size) *
+           tsr_dtype_bytes(options->dtype);
+}
+
+static size_t weight_bytes(const tsr_stage_options *options, int64_t slots)
+{
+    const int64_t sets = options->copies->rematerialize ? 1 : tsr_model_moe_layers(options->config);
+
+    return (size_t)sets * set_bytes(options, slots);
+}
+
+/* ... and of gradients: in f32, one set. */
+static size_t gradient_bytes(const tsr_stage_options *options, int64_t slots)
+{
+    return set_bytes(options, slots) / tsr_dtype_bytes(options->dtype) * sizeof(float);
+}
+
+void tsr_stage_copies_bytes(const tsr_stage_options *options, size_t *weights_out,
+                            size_t *gradients_out)
+{
+    const bool are_copied = options->expert_ranks > 1 && options->placement != TSR_PLACEMENT_EP;
+    const int64_t slots = are_copied ? slots_of(options, options->expert_ranks) : 0;
+
+    *weights_out = are_copied ? weight_bytes(options, slots) : 0;
+    *gradients_out = are_copied && options->train ? gradient_bytes(options, slots) : 0;
 }
 
 /* Tokens that must stay on a rank to be worth an expert's way there: their rows would come and go
@@ -72,22 +108,15 @@ static tsr_status create_transport(moe_copies *c, const tsr_stage_options *optio
     return tsr_sparse_create(options->copies_comm, c->worker, &sparse, &c->sparse);
 }
 
-/* Slots of weights (one set, or one a layer) and of gradients. */
 static tsr_status create_slots(moe_copies *c, const tsr_stage_options *options)
 {
-    const tsr_model_config *config = options->config;
-    const int64_t expert = 3 * config->hidden_size * config->moe_intermediate_size;
-    const int64_t sets = options->copies->rematerialize ? 1 : tsr_model_moe_layers(config);
-
-    c->set_bytes = (size_t)(c->slots * expert) * tsr_dtype_bytes(options->dtype);
-    TSR_TRY(tsr_device_alloc(options->device, TSR_MEM_WEIGHTS, (size_t)sets * c->set_bytes,
+    c->set_bytes = set_bytes(options, c->slots);
+    TSR_TRY(tsr_device_alloc(options->device, TSR_MEM_WEIGHTS, weight_bytes(options, c->slots),
                              &c->weights));
-    if (options->train) {
-        TSR_TRY(tsr_device_alloc(options->device, TSR_MEM_GRADIENTS,
-                                 (size_t)(c->slots * expert) * sizeof(float),
-                                 (void **)&c->gradients));
-    }
-    return TSR_OK;
+    return options->train
+               ? tsr_device_alloc(options->device, TSR_MEM_GRADIENTS,
+                                  gradient_bytes(options, c->slots), (void **)&c->gradients)
+               : TSR_OK;
 }
 
 static tsr_status create_lists(moe_copies *c)

@@ -124,46 +124,75 @@ static tsr_status fetch_choice(const moe_layer *self, const tsr_pass *pass, cons
     return tsr_stream_wait(pass->stream);
 }
 
+moe_arena moe_arena_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t units,
+                           int64_t rows)
+{
+    const size_t element = tsr_dtype_bytes(dtype);
+    const int64_t d = config->hidden_size, f = config->moe_intermediate_size;
+    moe_arena at = {0};
+
+    at.x = tsr_place(&at.kept_bytes, units * d, element);
+    at.gate_up = tsr_place(&at.kept_bytes, rows * 2 * f, element);
+    at.copies = tsr_place(&at.scratch_bytes, rows * d, element);
+    at.h = tsr_place(&at.scratch_bytes, rows * f, element);
+    at.dy = tsr_place(&at.scratch_bytes, rows * d, element);
+    at.dh = tsr_place(&at.scratch_bytes, rows * f, element);
+    at.drow_weight = tsr_place(&at.scratch_bytes, rows, sizeof(float));
+    at.unit = tsr_place(&at.scratch_bytes, units * d, element);
+    at.sum = dtype == TSR_F32 ? at.unit : tsr_place(&at.scratch_bytes, units * d, sizeof(float));
+    at.numbers = tsr_place(&at.scratch_bytes, units * config->num_experts_per_tok, sizeof(float));
+    return at;
+}
+
+size_t moe_spread_bytes(const tsr_stage_options *options)
+{
+    const tsr_model_config *config = options->config;
+    const int64_t tokens = options->micro_batch * options->seq_len, ranks = options->expert_ranks;
+    const int64_t k = config->num_experts_per_tok, places = config->num_experts / ranks;
+    double missed = 1.0; /* share of the tokens none of whose K experts is on a given rank */
+
+    for (int64_t i = 0; i < k; ++i) {
+        const double left = (double)(config->num_experts - i);
+        missed *= left > (double)places ? 1.0 - (double)places / left : 0.0;
+    }
+    /* an expert's rows are padded by half a block in the mean */
+    const int64_t rows = tokens * k + places * (TSR_ROW_ALIGN - 1) / 2;
+    const int64_t units = (int64_t)((double)(tokens * ranks) * (1.0 - missed));
+    const moe_arena at = moe_arena_layout(config, options->dtype, units, rows);
+    /* dispatch gathers what it sends: as many as come */
+    const size_t sent = (size_t)(units * config->hidden_size) * tsr_dtype_bytes(options->dtype);
+
+    return (size_t)tsr_model_moe_layers(config) * tsr_growing_room(at.kept_bytes) +
+           tsr_growing_room(at.scratch_bytes) + tsr_growing_room(sent);
+}
+
 tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, moe_rows *rows_out)
 {
     const tsr_dispatch_view v = tsr_dispatch_plan_view(self->plan);
-    const size_t element = tsr_dtype_bytes(pass->dtype);
-    const int64_t d = self->base.config->hidden_size, f = self->down.k;
-    const int64_t u = v.units, rows = v.rows;
-    size_t kept = 0, scratch = 0;
-
-    const size_t x = tsr_place(&kept, u * d, element);
-    const size_t gate_up = tsr_place(&kept, rows * 2 * f, element);
-    const size_t copies = tsr_place(&scratch, rows * d, element);
-    const size_t h = tsr_place(&scratch, rows * f, element);
-    const size_t dy = tsr_place(&scratch, rows * d, element);
-    const size_t dh = tsr_place(&scratch, rows * f, element);
-    const size_t drow_weight = tsr_place(&scratch, rows, sizeof(float));
-    const size_t unit = tsr_place(&scratch, u * d, element);
-    const size_t sum = pass->dtype == TSR_F32 ? unit : tsr_place(&scratch, u * d, sizeof(float));
-    const size_t numbers = tsr_place(&scratch, u * self->top_k, sizeof(float));
+    const moe_arena at = moe_arena_layout(self->base.config, pass->dtype, v.units, v.rows);
     void *base = NULL, *shared = NULL;
 
-    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_ACTIVATIONS, kept, &self->kept));
-    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_WORKSPACE, scratch, &self->spread->scratch));
+    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_ACTIVATIONS, at.kept_bytes, &self->kept));
+    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_WORKSPACE, at.scratch_bytes,
+                               &self->spread->scratch));
     base = self->kept.memory;
     shared = self->spread->scratch.memory;
-    *rows_out = (moe_rows){.units = u,
-                           .rows = rows,
-                           .x = tsr_place_at(base, x),
+    *rows_out = (moe_rows){.units = v.units,
+                           .rows = v.rows,
+                           .x = tsr_place_at(base, at.x),
                            .offsets = v.offsets,
                            .token_of = v.token_of,
                            .row_of = v.row_of,
                            .row_weight = v.row_weight,
-                           .gate_up = tsr_place_at(base, gate_up),
-                           .copies = tsr_place_at(shared, copies),
-                           .h = tsr_place_at(shared, h),
-                           .dy = tsr_place_at(shared, dy),
-                           .dh = tsr_place_at(shared, dh),
-                           .drow_weight = tsr_place_at(shared, drow_weight),
-                           .unit = tsr_place_at(shared, unit),
-                           .sum = tsr_place_at(shared, sum),
-                           .numbers = tsr_place_at(shared, numbers)};
+                           .gate_up = tsr_place_at(base, at.gate_up),
+                           .copies = tsr_place_at(shared, at.copies),
+                           .h = tsr_place_at(shared, at.h),
+                           .dy = tsr_place_at(shared, at.dy),
+                           .dh = tsr_place_at(shared, at.dh),
+                           .drow_weight = tsr_place_at(shared, at.drow_weight),
+                           .unit = tsr_place_at(shared, at.unit),
+                           .sum = tsr_place_at(shared, at.sum),
+                           .numbers = tsr_place_at(shared, at.numbers)};
     return TSR_OK;
 }
 

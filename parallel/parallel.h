@@ -218,8 +218,12 @@ TSR_NODISCARD tsr_status tsr_stage_deal(tsr_stage *stage);
  */
 void tsr_stage_bias_gates(tsr_stage *stage, const float *bias);
 
-/** Device bytes of activations and scratch such a stage takes; nothing is allocated. */
+/** Device bytes of activations and scratch such a stage takes; nothing is allocated. Of what grows
+ *  with the rows that come to a rank, those of even loads. */
 TSR_NODISCARD tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_t *bytes_out);
+/** Likewise of its slots for copies of experts. */
+void tsr_stage_copies_bytes(const tsr_stage_options *options, size_t *weights_out,
+                            size_t *gradients_out);
 
 /**
  * Forward and backward of one micro-batch: gradients of

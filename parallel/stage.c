@@ -1,3 +1,4 @@
+#include "parallel/moe_impl.h"
 #include "parallel/stage_impl.h"
 
 static tsr_status create_layers(tsr_stage *stage)
@@ -116,5 +117,8 @@ tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_t *bytes_out)
     stage_plan_make(options, &plan, NULL);
     *bytes_out = plan.activation_bytes + plan.workspace_bytes +
                  tsr_rope_table_bytes(options->config, options->seq_len);
+    if (options->expert_ranks > 1) {
+        *bytes_out += moe_spread_bytes(options);
+    }
     return TSR_OK;
 }

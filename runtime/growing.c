@@ -1,7 +1,7 @@
 #include "runtime/growing.h"
 
 /* a quarter more than was asked for, so that slowly rising loads do not grow it each time */
-static size_t with_spare(size_t bytes)
+size_t tsr_growing_room(size_t bytes)
 {
     return bytes + bytes / 4 + 256;
 }
@@ -12,8 +12,8 @@ tsr_status tsr_growing_device(tsr_device *device, tsr_mem_tag tag, size_t bytes,
         return TSR_OK;
     }
     tsr_growing_free_device(device, block);
-    TSR_TRY(tsr_device_alloc(device, tag, with_spare(bytes), &block->memory));
-    block->room = with_spare(bytes);
+    TSR_TRY(tsr_device_alloc(device, tag, tsr_growing_room(bytes), &block->memory));
+    block->room = tsr_growing_room(bytes);
     return TSR_OK;
 }
 
@@ -24,8 +24,8 @@ tsr_status tsr_growing_staging(tsr_device *device, tsr_mem_tag tag, size_t bytes
         return TSR_OK;
     }
     tsr_growing_free_staging(device, block);
-    TSR_TRY(tsr_device_alloc_staging(device, tag, with_spare(bytes), &block->memory));
-    block->room = with_spare(bytes);
+    TSR_TRY(tsr_device_alloc_staging(device, tag, tsr_growing_room(bytes), &block->memory));
+    block->room = tsr_growing_room(bytes);
     return TSR_OK;
 }
 

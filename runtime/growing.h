@@ -15,6 +15,9 @@ typedef struct tsr_growing {
     size_t room; /* bytes */
 } tsr_growing;
 
+/** Bytes that are taken for `bytes`. */
+size_t tsr_growing_room(size_t bytes);
+
 /** Make room for `bytes` in device memory, or in the staging memory of a device. What the block
  *  held is lost when it grows; nothing that is queued may need it. Errors: those of the allocation;
  *  the block is empty then. */
