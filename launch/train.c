@@ -301,7 +301,8 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
     TSR_TRY(banner_run(&run->t, run->train_data, run->valid_data));
     world_catch_signals();
     const tsr_status st = loop(run);
-    if (st != TSR_OK && st != TSR_ERR_COMM && st != TSR_ERR_TIMEOUT) {
+    /* where the others are in the middle of an exchange they would not come to finish it */
+    if (st != TSR_OK && st != TSR_ERR_COMM && st != TSR_ERR_TIMEOUT && !run->w->must_abort) {
         tsr_ckpt_result result;
         char why[TSR_TEXT_MAX]; /* finishing what is in flight must not hide the cause */
 
