@@ -2,6 +2,7 @@
 """Experts spread over ranks: every mesh trains the same model as one rank, repeats itself, and resumes any other."""
 import json
 import os
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
@@ -72,7 +73,13 @@ def gradients_equal_one_rank():
         import h5py
         import numpy
     except ImportError:
-        print("h5py is not there: gradients are not compared tensor by tensor")
+        # Debian's own Python has python3-h5py; where that is missing too, parallel.moe_ranks compares them still
+        debian, name = "/usr/bin/python3", "gradients_equal_one_rank"
+        if subprocess.run([debian, "-c", "import h5py, numpy"], capture_output=True).returncode != 0:
+            print(f"skip {name}: no Python here has h5py and numpy, so nothing is compared")
+            return
+        done = subprocess.run([debian, os.path.abspath(__file__), name], capture_output=True, text=True)
+        check(done.returncode == 0, done.stdout + done.stderr)
         return
     extra = ["--set", "train.steps=1", "--set", "optim.warmup_steps=0", "--set", "optim.clip_norm=0",
              "--set", "optim.beta1=0.9"]
