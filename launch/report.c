@@ -117,8 +117,9 @@ static tsr_status print_rows(const report *r, json_t *object)
             (void)putchar('\n');
         } else {
             (void)json_object_set_new(object, report_field_name(rows[i].field),
-                                      json_pack("{s:f,s:f,s:f,s:f}", "p10", q[0], "median", q[1],
-                                                "p90", q[2], "last", isnan(end) ? q[1] : end));
+                                      json_pack("{s:f,s:f,s:f,s:o}", "p10", q[0], "median", q[1],
+                                                "p90", q[2], "last",
+                                                isnan(end) ? json_null() : json_real(end)));
         }
     }
     return TSR_OK;
