@@ -21,8 +21,8 @@ typedef struct reshard_move {
  */
 TSR_NODISCARD tsr_status reshard_deal(trainer *t, const int32_t *owner, reshard_move *move_out);
 
-/** Every experts.reshard_every steps: look for better owners, move to them if that pays; experts = 0
- *  in move_out: nothing has changed. Collective. */
+/** Every experts.reshard_every steps: look for better owners and move to them if that pays; 0
+ *  experts in move_out: nothing has changed. Collective. */
 TSR_NODISCARD tsr_status reshard_if_due(trainer *t, reshard_move *move_out);
 
 #endif
