@@ -189,9 +189,10 @@ typedef enum tsr_aux_kind {
  * Ties go to the lower expert. Weights are the chosen scores, divided by their sum if renormalize,
  * times scale. With several groups (of E / groups neighbours) only experts of the kept_groups best
  * are chosen: a group is worth its best score + bias (softmax), or the sum of its two best
- * (sigmoid); ties go to the lower group. Balancing loss: per sequence b, E * sum_e f[b,e] P[b,e], with f[b,e] the share of
- * assignments (aux kind) and P[b,e] the mean normalised score (sigmoid scores are divided by their
- * sum over experts). Per sequence, so that it depends neither on ranks nor on micro-batches.
+ * (sigmoid); ties go to the lower group. Balancing loss: per sequence b, E * sum_e f[b,e] P[b,e],
+ * with f[b,e] the share of assignments (aux kind) and P[b,e] the mean normalised score (sigmoid
+ * scores are divided by their sum over experts). Per sequence, so that it depends neither on ranks
+ * nor on micro-batches.
  * z-loss: mean over tokens of logsumexp(logits)^2.
  * Source: Fedus et al. 2021, arXiv:2101.03961, 2.2; Lepikhin et al. 2020, arXiv:2006.16668, 2.2;
  *         Zoph et al. 2022, arXiv:2202.08906, 3.3 (z); DeepSeek-AI 2024, arXiv:2412.19437, 2.1.2;

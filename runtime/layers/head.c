@@ -146,8 +146,9 @@ tsr_status tsr_head_loss(tsr_head *head, const tsr_pass *pass, const float *h,
 {
     const int64_t tokens = tsr_pass_tokens(pass), width = head->config->hidden_size;
     const work_parts at = work_layout(head->config, pass->dtype, head->tile, dh != NULL);
+    int64_t first = 0;
 
-    for (int64_t first = 0; first < tokens; first += head->tile) {
+    do { /* once without tokens too: gradients may have to be overwritten */
         const int64_t rows = tokens - first < head->tile ? tokens - first : head->tile;
         float *logits = tsr_place_at(work, at.logits);
         const tsr_cross_entropy_args loss = {.logits = logits,
@@ -166,7 +167,8 @@ tsr_status tsr_head_loss(tsr_head *head, const tsr_pass *pass, const float *h,
             TSR_TRY(tile_backward(head, pass, h + first * width, rows, &at, work,
                                   pass->accumulate || first > 0, dh + first * width));
         }
-    }
+        first += head->tile;
+    } while (first < tokens);
     return TSR_OK;
 }
 

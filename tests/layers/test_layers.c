@@ -98,6 +98,83 @@ static void weight_gradients_overwrite_or_add(void **state)
     check_accumulation(&c, tsr_dense_layer_create, "post_attention_layernorm.weight");
 }
 
+static void fill(float *at, int64_t count, float value)
+{
+    for (int64_t i = 0; i < count; ++i) {
+        at[i] = value;
+    }
+}
+
+static bool are_all(const float *at, int64_t count, float value)
+{
+    for (int64_t i = 0; i < count; ++i) {
+        if (!(at[i] == value)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Gradients of a layer's parameters, -1 of the ends', whose name has one of two parts in it. */
+static void assert_gradients(const rig *r, int layer, const char *const *parts, float value)
+{
+    int found = 0;
+
+    for (int p = 0; p < r->table.count; ++p) {
+        const tsr_param *param = &r->table.params[p];
+
+        if (param->layer == layer &&
+            (strstr(param->name, parts[0]) != NULL || strstr(param->name, parts[1]) != NULL)) {
+            assert_true(
+                are_all(tsr_weights_gradient(&r->weights, p), param->rows * param->width, value));
+            ++found;
+        }
+    }
+    assert_true(found > 1);
+}
+
+static void fill_gradients(rig *r, float value)
+{
+    for (int g = 0; g < TSR_GROUPS; ++g) {
+        fill(r->weights.gradient[g], r->table.group_elements[g], value);
+    }
+}
+
+/* A rank may be without sequences: nothing is touched but gradients to be overwritten. */
+static void check_no_sequences(const char *device, tsr_dtype dtype, layer_create *create,
+                               const char *const *parts)
+{
+    const tsr_model_config c = dense_config();
+    layer_rig r = {0};
+
+    assert_ok(layer_rig_open(&r, device, &c, dtype, create, 2, 5));
+    r.pass.batch = 0;
+    for (int accumulate = 0; accumulate < 2; ++accumulate) {
+        r.pass.accumulate = accumulate != 0;
+        fill(r.h_out, r.count, 3.0f);
+        fill_gradients(&r.base, 7.0f);
+        assert_ok(layer_rig_forward(&r));
+        assert_ok(layer_rig_backward(&r));
+        assert_true(are_all(r.h_out, r.count, 3.0f));
+        assert_memory_equal(r.dh, r.g, (size_t)r.count * sizeof(float));
+        assert_gradients(&r.base, 0, parts, accumulate != 0 ? 7.0f : 0.0f);
+    }
+    layer_rig_close(&r);
+}
+
+static void a_pass_without_sequences(void **state)
+{
+    static const char *const devices[] = {"cpu:plain", "cpu"};
+
+    (void)state;
+    for (int i = 0; i < 4; ++i) {
+        const tsr_dtype dtype = i < 2 ? TSR_F32 : TSR_BF16;
+
+        check_no_sequences(devices[i % 2], dtype, tsr_attention_layer_create, attention_parts);
+        check_no_sequences(devices[i % 2], dtype, tsr_dense_layer_create, dense_parts);
+    }
+}
+
 /* ---- the two ends ---------------------------------------------------------------------------- */
 
 typedef struct ends_rig {
@@ -210,6 +287,32 @@ static void gradients_of_the_ends_are_difference_quotients(void **state)
     check_ends(c, 2, 7);
 }
 
+static void ends_without_sequences(void **state)
+{
+    static const char *const head_parts[] = {"model.norm.weight", "lm_head.weight"};
+    const tsr_model_config c = rig_config();
+    ends_rig r = {0};
+
+    (void)state;
+    ends_open(&r, &c, 2, 5);
+    r.pass.batch = 0;
+    for (int accumulate = 0; accumulate < 2; ++accumulate) {
+        r.pass.accumulate = accumulate != 0;
+        fill_gradients(&r.base, 7.0f);
+        r.h[0] = r.dh[0] = r.token_loss[0] = 3.0f;
+        assert_ok(tsr_embedding_forward(&r.pass, &r.base.table, r.token, r.h));
+        assert_ok(tsr_head_loss(r.head, &r.pass, r.h, r.target, r.work, r.token_loss, r.dh));
+        assert_gradients(&r.base, -1, head_parts, accumulate != 0 ? 7.0f : 0.0f);
+        assert_ok(tsr_embedding_backward(&r.pass, &r.base.table, r.token, r.dh, accumulate != 0));
+        assert_true(r.h[0] == 3.0f && r.dh[0] == 3.0f && r.token_loss[0] == 3.0f);
+        assert_true(are_all(
+            tsr_weights_gradient(&r.base.weights,
+                                 tsr_param_find(&r.base.table, "model.embed_tokens.weight")),
+            c.vocab_size * c.hidden_size, accumulate != 0 ? 7.0f : 0.0f));
+    }
+    ends_close(&r);
+}
+
 /* 8192 words make tiles of 128 tokens: 150 tokens are a full tile and a rest. The same tokens in
  * single rows must give the same gradients up to the order of 150 additions. */
 static void tiles_of_the_head_add_up(void **state)
@@ -293,7 +396,9 @@ int main(void)
         cmocka_unit_test(attention_gradients_are_difference_quotients),
         cmocka_unit_test(dense_gradients_are_difference_quotients),
         cmocka_unit_test(weight_gradients_overwrite_or_add),
+        cmocka_unit_test(a_pass_without_sequences),
         cmocka_unit_test(gradients_of_the_ends_are_difference_quotients),
+        cmocka_unit_test(ends_without_sequences),
         cmocka_unit_test(tiles_of_the_head_add_up),
         cmocka_unit_test(logits_are_those_of_the_loss),
         cmocka_unit_test(a_position_without_rotation_is_refused),
