@@ -3,8 +3,8 @@
 
 mixtral.bin: loss and every gradient of Hugging Face's own MixtralForCausalLM, in f32.
 options.bin: the same for what goes beyond it (dense first layer, shared experts, sigmoid gate with
-selection bias and scale, per-sequence balancing loss, z-loss, tied embeddings), from the plain model
-below, in f64.
+selection bias and scale, choice limited to the best groups, per-sequence balancing loss, z-loss, tied
+embeddings), from the plain model below, in f64.
 Needs torch 2.11 and transformers 5.17. The files are committed; run this again only to change them.
 
 Format, little-endian: entries one after another, each
@@ -73,6 +73,7 @@ def mixtral(path):
 class Options:
     vocab, width, layers, heads, kv_heads, head_dim = 40, 16, 3, 4, 1, 4
     dense, expert, experts, top_k, shared = 20, 12, 6, 2, 2
+    groups, kept_groups = 3, 2
     aux_coef, z_coef, scale, eps, theta = 0.05, 0.01, 1.5, 1e-5, 10000.0
 
     def shapes(self):
@@ -128,12 +129,22 @@ def feed_forward(w, prefix, x):
     return F.linear(hidden, w(prefix + "down_proj.weight"))
 
 
+def limit_groups(o, keys):
+    """keys [.., E], -inf outside the groups whose two best add up to most (DeepSeek-V3)"""
+    grouped = keys.unflatten(-1, (o.groups, -1))
+    worth = grouped.topk(2, dim=-1).values.sum(-1)
+    check_margin(worth, o.kept_groups)
+    kept = torch.zeros_like(worth).scatter(-1, worth.topk(o.kept_groups, dim=-1).indices, 1)
+    return grouped.masked_fill(kept[..., None] == 0, -math.inf).flatten(-2)
+
+
 def experts(o, w, x, bias):
     """-> output, balancing loss (mean over sequences), z-loss (mean over tokens)"""
     logits = F.linear(x, w("mlp.gate.weight"))
     scores = logits.sigmoid()
-    check_margin((scores + bias).detach(), o.top_k)
-    index = (scores + bias).topk(o.top_k, dim=-1).indices
+    keys = limit_groups(o, (scores + bias).detach())
+    check_margin(keys, o.top_k)
+    index = keys.topk(o.top_k, dim=-1).indices
     chosen = scores.gather(-1, index)
     weight = chosen / chosen.sum(-1, keepdim=True) * o.scale
     out = feed_forward(w, "mlp.shared_experts.", x)

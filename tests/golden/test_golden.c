@@ -146,6 +146,8 @@ static tsr_model_config options_config(void)
     c.num_hidden_layers = 3;
     c.num_key_value_heads = 1;
     c.num_experts = 6;
+    c.n_group = 3;
+    c.topk_group = 2;
     c.n_shared_experts = 2;
     c.first_k_dense_replace = 1;
     c.tie_word_embeddings = true;
