@@ -155,13 +155,7 @@ static moe_layer describe(const tsr_layer_spec *spec, bool is_spread)
     const tsr_layer_bytes bytes = tsr_moe_layer_bytes(spec, is_spread);
     const int64_t d = c->hidden_size, f = c->moe_intermediate_size;
     moe_layer self = {
-        .base = {.ops = &moe_ops,
-                 .config = c,
-                 .index = spec->index,
-                 .max_batch = spec->max_batch,
-                 .seq = spec->seq,
-                 .saved_bytes = bytes.saved,
-                 .work_bytes = bytes.work},
+        .base = tsr_layer_base(spec, &moe_ops, bytes),
         .device = spec->device,
         .gate = {.in = d, .out = c->num_experts}, /* f32 throughout */
         .gate_up = {2 * f, d,

@@ -61,7 +61,7 @@ typedef struct tsr_layer_ops {
                                  void *work, float *dh);
     tsr_status (*backward_weight)(tsr_layer *, const tsr_pass *, const float *h_in, void *saved,
                                   void *work);
-    void (*destroy)(tsr_layer *);
+    void (*destroy)(tsr_layer *); /* NULL: the layer is one block, which is freed */
 } tsr_layer_ops;
 
 /** Base of every layer. */
@@ -91,6 +91,16 @@ typedef struct tsr_layer_spec {
 typedef struct tsr_layer_bytes {
     size_t saved, work;
 } tsr_layer_bytes;
+
+/** The base of a layer made from this spec; config is borrowed from it. */
+static inline tsr_layer tsr_layer_base(const tsr_layer_spec *spec, const tsr_layer_ops *ops,
+                                       tsr_layer_bytes bytes)
+{
+    const tsr_layer base = {ops,       spec->config, spec->index, spec->max_batch,
+                            spec->seq, bytes.saved,  bytes.work};
+
+    return base;
+}
 
 /** Pre-norm causal attention: input_layernorm, q k v, RoPE, attention, o. */
 TSR_NODISCARD tsr_status tsr_attention_layer_create(const tsr_layer_spec *spec, tsr_layer **out);

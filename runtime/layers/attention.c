@@ -258,17 +258,11 @@ static tsr_status attention_backward_weight(tsr_layer *layer, const tsr_pass *pa
     return tsr_op_rmsnorm_backward_weight(pass->device, &norm, pass->stream);
 }
 
-static void attention_destroy(tsr_layer *layer)
-{
-    tsr_mem_free(layer);
-}
-
 static const tsr_layer_ops attention_ops = {
     .name = "attention",
     .forward = attention_forward,
     .backward_input = attention_backward_input,
     .backward_weight = attention_backward_weight,
-    .destroy = attention_destroy,
 };
 
 static attention_layer describe(const tsr_layer_spec *spec)
@@ -281,13 +275,7 @@ static attention_layer describe(const tsr_layer_spec *spec)
                                .y_dtype = spec->dtype,
                                .dx_dtype = TSR_F32};
     attention_layer self = {
-        .base = {.ops = &attention_ops,
-                 .config = c,
-                 .index = spec->index,
-                 .max_batch = spec->max_batch,
-                 .seq = spec->seq,
-                 .saved_bytes = bytes.saved,
-                 .work_bytes = bytes.work},
+        .base = tsr_layer_base(spec, &attention_ops, bytes),
         .qkv = inward,
         .q = inward,
         .kv = inward,

@@ -127,17 +127,11 @@ static tsr_status dense_backward_weight(tsr_layer *layer, const tsr_pass *pass, 
     return tsr_op_rmsnorm_backward_weight(pass->device, &norm, pass->stream);
 }
 
-static void dense_destroy(tsr_layer *layer)
-{
-    tsr_mem_free(layer);
-}
-
 static const tsr_layer_ops dense_ops = {
     .name = "dense",
     .forward = dense_forward,
     .backward_input = dense_backward_input,
     .backward_weight = dense_backward_weight,
-    .destroy = dense_destroy,
 };
 
 tsr_status tsr_dense_layer_create(const tsr_layer_spec *spec, tsr_layer **out)
@@ -152,13 +146,7 @@ tsr_status tsr_dense_layer_create(const tsr_layer_spec *spec, tsr_layer **out)
     dense_layer *self = block;
 
     *self = (dense_layer){
-        .base = {.ops = &dense_ops,
-                 .config = spec->config,
-                 .index = spec->index,
-                 .max_batch = spec->max_batch,
-                 .seq = spec->seq,
-                 .saved_bytes = bytes.saved,
-                 .work_bytes = bytes.work},
+        .base = tsr_layer_base(spec, &dense_ops, bytes),
         .ff = ff,
         .norm_param =
             tsr_param_find_in_layer(spec->table, spec->index, "post_attention_layernorm.weight"),

@@ -2,8 +2,12 @@
 
 void tsr_layer_destroy(tsr_layer **layer_p)
 {
-    if (*layer_p != NULL) {
-        (*layer_p)->ops->destroy(*layer_p);
-        *layer_p = NULL;
+    tsr_layer *layer = *layer_p;
+
+    if (layer != NULL && layer->ops->destroy != NULL) {
+        layer->ops->destroy(layer);
+    } else {
+        tsr_mem_free(layer);
     }
+    *layer_p = NULL;
 }
