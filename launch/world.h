@@ -22,8 +22,8 @@ typedef struct world {
  * w->network.config, set by the caller, says which interface this rank takes.
  *
  * Errors: TSR_ERR_ARG when a launcher says that there are N tasks but MPI sees one (N lone copies
- *         would each believe to be the whole run), with the remedy; TSR_ERR_UNSUPPORTED if MPI does not
- *         take calls from several threads; those of network_choose(); TSR_ERR_COMM.
+ *         would each believe to be the whole run), with the remedy; TSR_ERR_UNSUPPORTED if MPI
+ *         does not take calls from several threads; those of network_choose(); TSR_ERR_COMM.
  */
 TSR_NODISCARD tsr_status world_start(int *argc, char ***argv, bool needs_ranks, world *w);
 

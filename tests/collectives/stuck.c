@@ -1,6 +1,6 @@
-/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch` or `part`. The others must get a
- * TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0 prints the verdict and
- * ends the job with code 4, as launch does; stuck.cmake checks both. */
+/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch` or `part`. The others must
+ * get a TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0 prints the
+ * verdict and ends the job with code 4, as launch does; stuck.cmake checks both. */
 #include "collectives/mpi_bridge.h"
 
 #include <signal.h>
