@@ -527,27 +527,15 @@ static ncclResult_t submit(call c, size_t from_bytes, size_t to_bytes)
 ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer,
                       ncclComm_t comm, cudaStream_t stream)
 {
-    return submit((call){.kind = CALL_SEND,
-                         .comm = comm,
-                         .stream = stream,
-                         .from = from,
-                         .count = count,
-                         .type = type,
-                         .peer = peer},
+    return submit((call){CALL_SEND, comm, stream, from, NULL, count, type, peer},
                   count * fake_type_bytes(type), 0);
 }
 
 ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
                       cudaStream_t stream)
 {
-    return submit((call){.kind = CALL_RECV,
-                         .comm = comm,
-                         .stream = stream,
-                         .to = to,
-                         .count = count,
-                         .type = type,
-                         .peer = peer},
-                  0, count * fake_type_bytes(type));
+    return submit((call){CALL_RECV, comm, stream, NULL, to, count, type, peer}, 0,
+                  count * fake_type_bytes(type));
 }
 
 ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type,
@@ -555,14 +543,8 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataTyp
 {
     const size_t bytes = count * fake_type_bytes(type);
 
-    return submit((call){.kind = CALL_ALL_GATHER,
-                         .comm = comm,
-                         .stream = stream,
-                         .from = from,
-                         .to = to,
-                         .count = count,
-                         .type = type},
-                  bytes, comm != NULL ? bytes * (size_t)comm->size : 0);
+    return submit((call){CALL_ALL_GATHER, comm, stream, from, to, count, type, 0}, bytes,
+                  comm != NULL ? bytes * (size_t)comm->size : 0);
 }
 
 ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, ncclDataType_t type,
@@ -573,13 +555,7 @@ ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, ncclDat
     if (type != ncclFloat32 || op != ncclSum) {
         return fake_nccl_error(ncclInvalidArgument, "the fake sums float32 only");
     }
-    return submit((call){.kind = CALL_REDUCE_SCATTER,
-                         .comm = comm,
-                         .stream = stream,
-                         .from = from,
-                         .to = to,
-                         .count = count,
-                         .type = type},
+    return submit((call){CALL_REDUCE_SCATTER, comm, stream, from, to, count, type, 0},
                   comm != NULL ? bytes * (size_t)comm->size : 0, bytes);
 }
 
@@ -588,13 +564,6 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
 {
     const size_t bytes = count * fake_type_bytes(type);
 
-    return submit((call){.kind = CALL_BROADCAST,
-                         .comm = comm,
-                         .stream = stream,
-                         .from = from,
-                         .to = to,
-                         .count = count,
-                         .type = type,
-                         .peer = root},
+    return submit((call){CALL_BROADCAST, comm, stream, from, to, count, type, root},
                   comm != NULL && comm->rank == root ? bytes : 0, bytes);
 }
