@@ -22,8 +22,9 @@ static int second_holder(const tsr_planner *p, int e)
     return best;
 }
 
-/* Experts that only their owner holds make at most half the mean on any rank, so that one may
- * double unforeseen: the heaviest of them get a second holder. p->order: by falling load. */
+/* Experts that only their owner holds make at most three quarters of the mean on any rank, so that
+ * they may grow by a third unforeseen: the heaviest get a second holder. p->order: by falling
+ * load. */
 static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
 {
     memset(p->left, 0, (size_t)p->options.ranks * sizeof *p->left);
@@ -37,7 +38,7 @@ static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
     for (int i = 0; i < p->options.experts; ++i) {
         const int e = p->order[i];
 
-        if (p->unplaced[e] != 0 || 2 * p->left[p->owner[e]] <= mean) {
+        if (p->unplaced[e] != 0 || 4 * p->left[p->owner[e]] <= 3 * mean) {
             continue;
         }
         const int rank = second_holder(p, e);

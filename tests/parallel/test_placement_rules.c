@@ -290,9 +290,9 @@ static void copies_serve_their_node(void **state)
     placement_close(&rig);
 }
 
-/* Even loads: all that is needed is that each rank's two experts make half the mean alone, so one
- * copy a rank, in its node. The slots left take what pays: a node keeps half of an expert's 100
- * tokens, a rank a quarter. */
+/* Even loads: all that is needed is that a rank is not the only holder of all its tokens' experts,
+ * so one copy a rank, in its node. The slots left take what pays: a node keeps half of an expert's
+ * 100 tokens, a rank a quarter. */
 static void slots_left_take_what_pays(void **state)
 {
     (void)state;
