@@ -137,7 +137,7 @@ static tsr_status run(comm_mpi *self, const tsr_exchange *what, const char *name
                       .begin = what->receive_begin,
                       .distance = 1};
     *send = (lane){.direction = 1,
-                   .memory = (char *)(uintptr_t)what->send, /* MPI only reads it */
+                   .memory = (char *)what->send, /* MPI only reads it */
                    .segments = what->send_segments,
                    .begin = what->send_begin,
                    .distance = 1};

@@ -40,25 +40,25 @@ static tsr_status checkpoint(tsr_comm *comm)
 
 static const struct scene {
     const char *name, *expected;
+    double late_s;     /* rank 1 */
     bool is_stopped;   /* rank 2 */
     bool is_elsewhere; /* rank 1 */
-    double late_s;     /* rank 1 */
     bool is_in_part;   /* ranks 1 and 2 by themselves, which must be called so */
 } scenes[] = {
     {"stopped",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do)",
-     true, false, 0, false},
+     0, true, false, false},
     /* rank 0 gives up after 1 s and asks for 1 s; rank 1 comes in between and must not be blamed */
     {"late",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do)",
-     true, false, 1.3, false},
+     1.3, true, false, false},
     {"mismatch",
      "all ranks respond, but wait for each other: ranks 0 2 in reduce-scatter of gradient "
      "reduce-scatter (step 14), rank 1 in barrier of checkpoint",
-     false, true, 0, false},
-    {"part", "rank 2 does not respond (rank 1 does)", true, false, 0, true},
+     0, false, true, false},
+    {"part", "rank 2 does not respond (rank 1 does)", 0, true, false, true},
 };
 
 static bool play(const struct scene *scene, tsr_comm *comm, int rank)

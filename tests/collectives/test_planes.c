@@ -430,6 +430,7 @@ static void bad_segments_are_refused(void **state)
 {
     tsr_comm *comm = tsr_test_comm();
     const int rank = tsr_comm_rank(comm), size = tsr_comm_size(comm);
+    const int next = rank + 1 < size ? rank + 1 : 0;
     int64_t begin[TSR_TEST_MAX_RANKS + 1];
     tsr_segment segments[TSR_TEST_MAX_RANKS] = {{0}};
     float memory[4] = {0};
@@ -447,10 +448,10 @@ static void bad_segments_are_refused(void **state)
     segments[rank].bytes = 4;
     bool ok = tsr_comm_exchange(comm, &what) == TSR_ERR_ARG;
     segments[rank].bytes = 0;
-    segments[(rank + 1) % size].bytes = size > 1 ? -4 : 0;
+    segments[next].bytes = size > 1 ? -4 : 0;
     segments[rank].at = size > 1 ? 0 : -1;
     ok = ok && tsr_comm_exchange(comm, &what) == TSR_ERR_ARG;
-    segments[(rank + 1) % size] = (tsr_segment){0, size > 1 ? 6 : 0};
+    segments[next] = (tsr_segment){0, size > 1 ? 6 : 0};
     what.sums = true;
     ok = ok && (size == 1 || tsr_comm_exchange(comm, &what) == TSR_ERR_ARG);
     assert_all_ranks(comm, ok && !tsr_comm_is_dead(comm));
