@@ -29,6 +29,7 @@ static void print_head(const imbalance_bench *b, const char *load)
     const imbalance_contender *c = &b->contender[IMBALANCE_EVEN];
     const tsr_model_config *m = &c->s->model;
     const int ranks = tsr_comm_size(b->w->comm), cores = world_cores();
+    const int64_t tokens = c->s->train.global_batch / ranks * c->s->data.seq_len;
     FILE *to = b->w->people;
 
     (void)fprintf(
@@ -39,9 +40,7 @@ static void print_head(const imbalance_bench *b, const char *load)
         ranks, tsr_device_threads(c->t.device), tsr_device_threads(c->t.device) == 1 ? "" : "s",
         tsr_device_name(c->t.device), load, b->rounds, (long long)m->num_hidden_layers,
         (long long)m->hidden_size, (long long)m->num_experts, (long long)m->moe_intermediate_size,
-        (long long)m->num_experts_per_tok,
-        (long long)(c->s->train.global_batch / ranks * c->s->data.seq_len),
-        100.0 * b->expert_share);
+        (long long)m->num_experts_per_tok, (long long)tokens, 100.0 * b->expert_share);
     if (tsr_device_is_host(c->t.device) && ranks > cores) {
         (void)fprintf(
             to,
