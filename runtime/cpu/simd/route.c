@@ -107,7 +107,9 @@ static void keep_groups(const tsr_route_args *args, const float *scores, bool *i
         const float sum = best.count == 1 ? top[0] : top[0] + top[1];
         offer(&list, isnan(sum) ? -INFINITY : sum, g);
     }
-    memset(is_kept, 0, (size_t)args->groups * sizeof *is_kept);
+    for (int g = 0; g < args->groups; ++g) {
+        is_kept[g] = false;
+    }
     for (int i = 0; i < list.count; ++i) {
         is_kept[kept[i]] = true;
     }
