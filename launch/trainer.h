@@ -116,7 +116,8 @@ typedef struct step_result {
 } step_result;
 
 /**
- * One optimizer step: micro-batches, reduction, clipping, update, router bias; new owners of experts
+ * One optimizer step: micro-batches, reduction, clipping, update, router bias; new owners of
+ * experts
  * where that is due and pays.
  *
  * Collective. Errors: those of the source, agreed on; TSR_ERR_RANGE when loss or gradient is not

@@ -214,7 +214,7 @@ void moe_spread_set_lanes(moe_layer *self);
 /* Lanes and way of the tokens just routed, and rows of x at the experts. Collective. */
 TSR_NODISCARD tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass,
                                              const moe_saved *at, void *saved, moe_rows *rows_out);
-/* Byte offsets in a layer's kept memory (x, gate_up) and in the spread's scratch; units U and rows R
+/* Byte offsets in a layer's kept memory (x, gate_up) and in the spread's scratch; units U, rows R
  * as in moe_rows. */
 typedef struct moe_arena {
     size_t x, gate_up, kept_bytes;
@@ -222,7 +222,7 @@ typedef struct moe_arena {
 } moe_arena;
 moe_arena moe_arena_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t units,
                            int64_t rows);
-/* Both and what dispatch takes, of all layers of a stage, if ranks and experts are evenly loaded. */
+/* Both and what dispatch takes, of all layers of a stage, if ranks, experts are evenly loaded. */
 size_t moe_spread_bytes(const tsr_stage_options *options);
 
 /* The rows of the last moe_spread_dispatch(); no communication. */

@@ -87,7 +87,7 @@ void tsr_load_history_predict(const tsr_load_history *h, int layer, int64_t *tok
     }
 }
 
-/* ---- as numbers: steps [L], then the tokens [L, window, E] or the means [L,E] ------------------- */
+/* ---- as numbers: steps [L], then the tokens [L, window, E] or the means [L,E] ---------------- */
 
 int64_t tsr_load_history_size(const tsr_load_history *h)
 {

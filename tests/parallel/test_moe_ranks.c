@@ -58,7 +58,7 @@ static scene scene_of(int ep, tsr_dtype dtype)
     return how;
 }
 
-/* ---- one rank that has all, and this one ------------------------------------------------------ */
+/* ---- one rank that has all, and this one ----------------------------------------------------- */
 
 /* One thread: worlds of several ranks have few cores. */
 static tsr_status open_device(const scene *how, rig *r)
@@ -157,7 +157,7 @@ static void close_scene(void)
     memset(&share, 0, sizeof share);
 }
 
-/* ---- a step ----------------------------------------------------------------------------------- */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 /* This rank's sequences one by one, trained on and evaluated; where experts are spread, as many
  * passes as any rank makes. */
@@ -225,7 +225,7 @@ static tsr_status sum_gradients(int64_t count, float *out)
     return TSR_OK;
 }
 
-/* ---- what must be equal ----------------------------------------------------------------------- */
+/* ---- what must be equal ---------------------------------------------------------------------- */
 
 /* f32: 12 products a layer and 3 layers, 4 beside them, each sum over 55 tokens at most, so off by
  * sqrt(55) roundings of 2^-24; both sides have their own, as in test_stage.c.
@@ -337,7 +337,7 @@ static void check_every_mesh(scene how)
     }
 }
 
-/* ---- tests ------------------------------------------------------------------------------------ */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void every_mesh_computes_what_one_rank_does(void **state)
 {

@@ -3,10 +3,8 @@
  * Tolerance: a sum of k products in f32, in any order, is within k eps sum |a b| of the exact one
  * (Higham 2002, section 3.1, to first order); sum |a b| is the plain product of the absolute
  * values. The twin sums in f64. bf16 results are rounded once more: one step to the neighbour. */
-#include "tests/runtime/op_test.h"
-
 #include "runtime/cpu/gemm_cache.h"
-
+#include "tests/runtime/op_test.h"
 #include <dnnl.h>
 
 enum { PAD = 3 /* columns between the end of a row and the next: never read, never written */ };
