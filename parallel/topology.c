@@ -88,7 +88,9 @@ tsr_status tsr_topology_choose(const tsr_topology_config *config, int local_rank
     if (nics > 0) {
         const int at = local_rank % entries;
 
-        memcpy(nic_out->name, entry_of(list, at, &length), length);
+        const char *name = entry_of(list, at, &length);
+
+        memcpy(nic_out->name, name, length);
         nic_out->planes = (int32_t)(config->planes > 0 ? config->planes : nics);
         nic_out->plane = (int32_t)number_of(list, at) % nic_out->planes;
     }
