@@ -62,7 +62,8 @@ static tsr_status list_runs(const trainer *t, const int32_t *owner, run_list *li
     for (int i = 0; i < t->table.count; ++i) {
         const tsr_param *param = &t->table.params[i];
 
-        most += param->group == TSR_GROUP_EXPERT ? param->shape[0] + mesh->dp * mesh->ep : 0;
+        most +=
+            param->group == TSR_GROUP_EXPERT ? param->shape[0] + (int64_t)mesh->dp * mesh->ep : 0;
     }
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, most, sizeof *list->runs, (void **)&list->runs));
     for (int part = 0; part < mesh->ep; ++part) {
@@ -389,9 +390,11 @@ static tsr_status choose(trainer *t, int32_t *owner, tsr_move *plan)
 {
     const settings *s = t->s;
     const int64_t cells = t->weights.layers * t->weights.experts;
+    const int64_t forwards = s->experts.reshard_every * trainer_passes(t, s->train.global_batch);
 
-    TSR_TRY(tsr_comm_agree(t->comm, tsr_stage_better_owners(t->stage, (int)s->experts.reshard_every,
-                                                            s->experts.reshard_cost, owner, plan)));
+    TSR_TRY(tsr_comm_agree(
+        t->comm, tsr_stage_better_owners(t->stage, forwards < INT32_MAX ? (int)forwards : INT32_MAX,
+                                         s->experts.reshard_cost, owner, plan)));
     TSR_TRY(tsr_comm_broadcast(t->comm, plan, sizeof *plan, 0));
     return tsr_comm_broadcast(t->comm, owner, (size_t)cells * sizeof *owner, 0);
 }
@@ -419,7 +422,7 @@ tsr_status reshard_if_due(trainer *t, reshard_move *move_out)
                 "step %lld: %lld of %lld experts go to other owners, %.1f MiB in %.3f s: the "
                 "fullest ranks' tokens are to fall by %.0f a step",
                 (long long)t->step, (long long)move_out->experts,
-                (long long)(tsr_model_moe_layers(&t->s->model) * t->weights.experts),
+                (long long)tsr_model_moe_layers(&t->s->model) * (long long)t->weights.experts,
                 move_out->bytes / 1048576.0, move_out->seconds, plan.gain_s / (double)every);
     }
 done:

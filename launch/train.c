@@ -338,6 +338,9 @@ static void close_run(train_run *run)
 {
     metrics_close(&run->shown);
     recording_close(&run->kept);
+    if (run->w->must_abort) {
+        return; /* the rest waits for others, and they for this rank */
+    }
     tsr_ckpt_writer_destroy(&run->writer);
     trainer_destroy(&run->t);
     tsr_data_close(&run->train_data);

@@ -11,7 +11,7 @@
 /** Give sample `index` of the run: seq_len + 1 tokens. */
 typedef tsr_status trainer_source(void *context, int64_t index, int32_t *tokens_out);
 
-/** How a layer's tokens were spread over the ranks of its experts. */
+/** How a layer's tokens were spread over the ranks of its experts, replicas taken together. */
 typedef struct layer_balance {
     double before;     /* largest over mean load of ranks, were each expert computed by its owner */
     double after;      /* as it was computed */

@@ -21,7 +21,7 @@ enum {
     SUM_SLOTS = SUM_BYTES + TSR_TRAFFICS * TSR_LINKS
 };
 
-/* Where the layers' figures begin: what each rank computed [P,L], then sums
+/* Where the layers' figures begin: what the rank at each position computed [P,L], then sums
  * [L, TSR_LAYER_FIGURES]. */
 static int64_t figures_at(const trainer *t)
 {
@@ -111,19 +111,19 @@ const double *trainer_counts(const trainer *t)
     return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
 }
 
-/* Largest over mean of `count` loads, `stride` apart; 0 without any. */
-static double max_over_mean(const double *loads, int64_t count, int64_t stride)
+/* Largest over mean of `count` loads; 0 without any. */
+static double max_over_mean(const double *loads, int count)
 {
     double most = 0.0, all = 0.0;
 
-    for (int64_t i = 0; i < count; ++i) {
-        most = loads[i * stride] > most ? loads[i * stride] : most;
-        all += loads[i * stride];
+    for (int i = 0; i < count; ++i) {
+        most = loads[i] > most ? loads[i] : most;
+        all += loads[i];
     }
     return all > 0.0 ? most * (double)count / all : 0.0;
 }
 
-/* Where experts are spread: loads of ranks before and after placement. */
+/* Where experts are spread: loads of ranks before and after placement, replicas taken together. */
 static void read_balance(trainer *t, step_result *result)
 {
     const int64_t layers = t->weights.layers, experts = t->weights.experts;
@@ -140,8 +140,12 @@ static void read_balance(trainer *t, step_result *result)
         for (int64_t e = 0; e < experts; ++e) {
             t->owner_load[t->owner[l * experts + e]] += counts[l * experts + e];
         }
-        b->before = max_over_mean(t->owner_load, t->mesh.ep, 1);
-        b->after = max_over_mean(computed + l, ranks, layers);
+        b->before = max_over_mean(t->owner_load, t->mesh.ep);
+        memset(t->owner_load, 0, (size_t)t->mesh.ep * sizeof *t->owner_load);
+        for (int position = 0; position < ranks; ++position) {
+            t->owner_load[position % t->mesh.ep] += computed[position * layers + l];
+        }
+        b->after = max_over_mean(t->owner_load, t->mesh.ep);
         b->copies = own[TSR_LAYER_COPIES] / (ranks * passes);
         b->bytes = own[TSR_LAYER_COPY_BYTES] / ranks;
         b->exposed_ms = own[TSR_LAYER_EXPOSED_MS] / ranks;
@@ -190,7 +194,8 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
     sum[SUM_WRITTEN] = flags->checkpoint == TSR_CKPT_WRITTEN;
     sum[SUM_WRITE_FAILED] = flags->checkpoint == TSR_CKPT_FAILED;
     for (int64_t l = 0; l < t->weights.layers; ++l) {
-        const int64_t at = figures_at(t) + tsr_comm_rank(t->comm) * t->weights.layers + l;
+        const int64_t at =
+            figures_at(t) + tsr_comm_rank(t->mesh.dense.flat) * t->weights.layers + l;
         sum[at] = sums->layers[l * TSR_LAYER_FIGURES + TSR_LAYER_COMPUTED];
     }
     tsr_traffic_read(bytes);

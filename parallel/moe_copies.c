@@ -281,7 +281,7 @@ void moe_copies_observe(moe_copies *c, const double *counts, int64_t layers)
 {
     for (int64_t l = c->first_layer; l < layers; ++l) {
         for (int e = 0; e < c->experts; ++e) {
-            c->predicted[e] = (int64_t)counts[l * c->experts + e];
+            c->predicted[e] = ((int64_t)counts[l * c->experts + e] + c->shares / 2) / c->shares;
         }
         tsr_load_history_push(c->history, (int)l, c->predicted);
     }

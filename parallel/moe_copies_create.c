@@ -155,6 +155,7 @@ tsr_status moe_copies_create(const tsr_stage_options *options, moe_copies **out)
     c->slots = (int)slots_of(options, c->ranks);
     c->rematerializes = options->copies->rematerialize;
     c->held_layer = -1;
+    c->shares = options->shares > 0 ? options->shares : 1;
     tsr_status st = create_planner(c, options);
     if (st == TSR_OK) {
         st = tsr_load_history_create((int)config->num_hidden_layers, c->experts,

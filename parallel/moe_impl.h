@@ -44,6 +44,7 @@ typedef struct moe_copies {
     tsr_comm *all; /* borrowed: for counts */
     int ranks, rank, experts, slots, first_layer;
     bool rematerializes;
+    int64_t shares; /* of a step's tokens: what one forward of the group sees is one */
     int64_t free_from, free_ns, free_count; /* between a fetch's start and the gate after it */
     int held_layer;                         /* whose copies are in the shared slots; -1: none */
     tsr_planner *planner;
@@ -82,7 +83,7 @@ struct tsr_moe_spread {
  * the tokens themselves, or where experts are spread what dispatch has brought. */
 typedef struct moe_rows {
     int64_t units, rows; /* U; R, or its bound */
-    const void *x;       /* [U,D] dtype */
+    void *x;             /* [U,D] dtype */
     const int64_t *offsets;
     const int32_t *token_of, *row_of;
     const float *row_weight;

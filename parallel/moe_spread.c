@@ -218,7 +218,7 @@ tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass, const moe_
                               moe_all_places(self), pass->stream));
     TSR_TRY(moe_spread_rows(self, pass, rows_out));
     return tsr_dispatch_rows(spread->dispatch, self->plan, tsr_place_at(saved, at->x), false,
-                             (void *)(uintptr_t)rows_out->x, pass->stream);
+                             rows_out->x, pass->stream);
 }
 
 tsr_status moe_spread_gradients(moe_layer *self, const tsr_pass *pass, const moe_rows *r,

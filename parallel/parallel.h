@@ -81,8 +81,7 @@ typedef struct tsr_mesh {
  * A group whose nodes differ in ranks or planes stays flat, with one warning.
  * Collective: on world (borrowed), which outlives the mesh.
  * Errors: TSR_ERR_ARG when the sizes do not multiply to the ranks (the valid ones are named);
- *         TSR_ERR_UNSUPPORTED for pp > 1 and any placement that is not built yet, by name; those of
- *         tsr_comm_split().
+ *         TSR_ERR_UNSUPPORTED for pp > 1, by name; those of tsr_comm_split().
  */
 TSR_NODISCARD tsr_status tsr_mesh_create(const tsr_parallel_config *config, tsr_comm *world,
                                          tsr_mesh *mesh_out);
@@ -102,7 +101,7 @@ void tsr_mesh_destroy(tsr_mesh *mesh);
 /** Sequences [begin, end) of a step's `global` that data-parallel rank `part` of `parts` takes. */
 void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_t *end);
 
-/** A pre-norm layer of routed experts (and shared ones), every expert on this rank, dropless. */
+/** What a pre-norm layer of routed experts (and shared ones), dropless, did in its last forward. */
 typedef struct tsr_moe_stats {
     double balance_loss; /* sum over sequences of E * sum_e f P, without coefficient */
     double z_loss;       /* sum over tokens of logsumexp^2, without coefficient; 0 when that is 0 */
@@ -144,6 +143,7 @@ typedef struct tsr_stage_options {
     /* experts beside their owners: */
     tsr_placement_policy placement; /* ep: none, and the rest is not read */
     const tsr_experts_config *copies;
+    int64_t shares;        /* dp * micro-batches: as many forwards share a step's tokens; 0: one */
     tsr_comm *copies_comm; /* over the expert group and for this alone; takes the device's memory */
 } tsr_stage_options;
 
