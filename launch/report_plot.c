@@ -159,14 +159,13 @@ static tsr_status copy_loads(FILE *from, FILE *to, const char *path)
         }
         const long long step = strtoll(at, &at, 10);
         const long long layer = *at == ',' ? strtoll(at + 1, &at, 10) : -1;
-        const char *first = at;
+        char *next = at;
         for (; *at == ','; ++experts) {
             sum += strtod(at + 1, &at);
         }
         TSR_CHECK(layer >= 0 && experts > 0 && (*at == '\n' || *at == '\r' || *at == '\0'),
                   TSR_ERR_FORMAT, "%s: line %lld is not step,layer,count,count,...", path,
                   (long long)number);
-        char *next = (char *)(uintptr_t)first;
         for (int e = 0; e < experts; ++e) {
             const double load = strtod(next + 1, &next);
             (void)fprintf(to, "%lld %lld %.5g\n", step, layer * experts + e,
@@ -200,16 +199,14 @@ static tsr_status write_loads(const char *run_dir, const char *folder, bool *fou
 /* gnuplot runs in the folder: scripts name their tables without a path. */
 static bool draw(const char *folder, const char *script)
 {
-    char *const words[] = {"sh",
-                           "-c",
-                           "cd -- \"$1\" && exec gnuplot \"$2\"",
-                           "sh",
-                           (char *)(uintptr_t)folder,
-                           (char *)(uintptr_t)script,
-                           NULL};
+    char where[TSR_TEXT_MAX + 16], what[64];
+    char *const words[] = {"sh", "-c", "cd -- \"$1\" && exec gnuplot \"$2\"", "sh", where,
+                           what, NULL};
     pid_t child = 0;
     int state = 0;
 
+    (void)snprintf(where, sizeof where, "%s", folder);
+    (void)snprintf(what, sizeof what, "%s", script);
     return posix_spawnp(&child, "sh", NULL, NULL, words, environ) == 0 &&
            waitpid(child, &state, 0) == child && WIFEXITED(state) && WEXITSTATUS(state) == 0;
 }

@@ -106,7 +106,7 @@ tsr_status tsr_stage_measure_budget(tsr_stage *stage, int *budget_out)
     TSR_TRY(tsr_sparse_wait(&c->fetch));
     tsr_status st = make_ring(self, options->owner + first * c->experts, options->dtype, &r);
     st = tsr_comm_agree(c->all, st);
-    if (st == TSR_OK) {
+    if (st == TSR_OK && r.begin != NULL) {
         st = time_ring(self, &pass, &r, &seconds);
     }
     tsr_mem_free(r.begin);

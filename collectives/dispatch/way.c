@@ -1,6 +1,7 @@
 /* One stage's plan: which units go where, and where their copies lie. No communication. */
 #include "collectives/dispatch/dispatch_impl.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 int way_destinations(const int32_t *destination, const slot *slots, int top_k, int32_t *out)
@@ -52,6 +53,10 @@ tsr_status way_plan(tsr_device *device, const stage *s, way *w, const slot *slot
     w->units = units;
     w->fan_width = top_k < s->size ? top_k : s->size;
     count_sends(s, w, slots, top_k);
+    TSR_CHECK(w->sends <= INT32_MAX && units <= INT32_MAX / w->fan_width, TSR_ERR_ARG,
+              "%" PRId64 " units to send of %" PRId64
+              ", at most %d: make train.micro_batch smaller",
+              w->sends, units, INT32_MAX);
     TSR_TRY(mirror_reserve(device, &w->send_unit, (size_t)w->sends * sizeof(int32_t)));
     TSR_TRY(mirror_reserve(device, &w->fan, (size_t)(units * w->fan_width) * sizeof(int32_t)));
     TSR_TRY(mirror_reserve(device, &w->bounds, 2 * sizeof(int64_t)));

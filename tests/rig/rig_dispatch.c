@@ -102,7 +102,7 @@ static tsr_status take_memory(const sizes *s, int ranks, memory *m)
 static tsr_status run_rounds(const sizes *s, tsr_comm *comm, const memory *m, tsr_dispatch *d,
                              tsr_dispatch_plan *plan, tsr_stream *stream, report *r)
 {
-    double to_ms[MOST_ROUNDS], back_ms[MOST_ROUNDS];
+    double to_ms[MOST_ROUNDS] = {0}, back_ms[MOST_ROUNDS] = {0};
     int64_t before[TSR_TRAFFICS][TSR_LINKS] = {0};
 
     for (int64_t i = -1; i < s->rounds; ++i) { /* the first grows memory and opens connections */

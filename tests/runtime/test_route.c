@@ -266,7 +266,7 @@ static int rank_of(const float *keys, int count, int i)
     int before = 0;
 
     for (int j = 0; j < count; ++j) {
-        before += keys[j] > keys[i] || (keys[j] == keys[i] && j < i);
+        before += keys[j] > keys[i] || (j < i && keys[j] == keys[i]);
     }
     return before;
 }
@@ -292,7 +292,7 @@ static float worth_of_group(const tsr_route_args *a, const float *keys, int size
 static void assert_choice_is_limited(const tsr_route_args *a, int64_t token)
 {
     const int size = a->experts / a->groups;
-    float keys[64], worth[64], kept[64];
+    float keys[64] = {0}, worth[64] = {0}, kept[64] = {0};
     int experts[64], count = 0;
 
     for (int e = 0; e < a->experts; ++e) {
@@ -300,10 +300,12 @@ static void assert_choice_is_limited(const tsr_route_args *a, int64_t token)
         keys[e] = isnan(keys[e]) ? -INFINITY : keys[e];
     }
     for (int g = 0; g < a->groups; ++g) {
-        worth[g] = worth_of_group(a, keys + g * size, size);
+        worth[g] = worth_of_group(a, keys + (ptrdiff_t)g * size, size);
     }
-    for (int e = 0; e < a->experts; ++e) {
-        if (rank_of(worth, a->groups, e / size) < a->kept_groups) {
+    for (int g = 0; g < a->groups; ++g) {
+        const bool is_kept = rank_of(worth, a->groups, g) < a->kept_groups;
+
+        for (int e = g * size; e < (g + 1) * size && is_kept; ++e) {
             kept[count] = keys[e];
             experts[count++] = e;
         }

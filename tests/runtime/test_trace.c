@@ -38,7 +38,7 @@ static int count_of(const char *text, const char *word)
 static void threads_record_and_the_rest_is_counted(void **state)
 {
     (void)state;
-    static const char *const names[THREADS] = {"north", "east", "south", "west"};
+    static char names[THREADS][8] = {"north", "east", "south", "west"};
     pthread_t threads[THREADS];
     char *text = NULL;
     size_t length = 0;
@@ -46,7 +46,7 @@ static void threads_record_and_the_rest_is_counted(void **state)
     assert_ok(tsr_trace_start(THREADS * EACH - 7));
     assert_int_equal(tsr_trace_start(1), TSR_ERR_STATE);
     for (int i = 0; i < THREADS; ++i) {
-        assert_int_equal(pthread_create(&threads[i], NULL, record, (void *)(uintptr_t)names[i]), 0);
+        assert_int_equal(pthread_create(&threads[i], NULL, record, names[i]), 0);
     }
     for (int i = 0; i < THREADS; ++i) {
         assert_int_equal(pthread_join(threads[i], NULL), 0);

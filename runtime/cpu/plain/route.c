@@ -62,24 +62,26 @@ static double group_key(const tsr_route_args *args, const double *keys, int size
 static void limit_groups(const tsr_route_args *args, const double *keys, bool *is_out)
 {
     const int size = args->experts / args->groups;
-    double group_keys[TSR_EXPERTS_MAX];
+    double group_keys[TSR_EXPERTS_MAX] = {0};
     bool is_kept[TSR_EXPERTS_MAX] = {false};
 
     for (int g = 0; g < args->groups; ++g) {
-        group_keys[g] = group_key(args, keys + g * size, size);
+        group_keys[g] = group_key(args, keys + (ptrdiff_t)g * size, size);
     }
     for (int i = 0; i < args->kept_groups; ++i) {
         (void)take_best(group_keys, args->groups, is_kept);
     }
-    for (int e = 0; e < args->experts; ++e) {
-        is_out[e] = !is_kept[e / size];
+    for (int g = 0; g < args->groups; ++g) {
+        for (int i = 0; i < size; ++i) {
+            is_out[g * size + i] = !is_kept[g];
+        }
     }
 }
 
 /* A score that is no number ranks below all. */
 static void choose(const tsr_route_args *args, const float *scores, int32_t *index)
 {
-    double keys[TSR_EXPERTS_MAX];
+    double keys[TSR_EXPERTS_MAX] = {0};
     bool is_out[TSR_EXPERTS_MAX] = {false};
 
     for (int e = 0; e < args->experts; ++e) {
