@@ -103,9 +103,6 @@ TSR_NODISCARD tsr_status tsr_dispatch_combine(tsr_dispatch *dispatch, tsr_dispat
 TSR_NODISCARD tsr_status tsr_dispatch_return(tsr_dispatch *dispatch, tsr_dispatch_plan *plan,
                                              const float *values, float *out);
 
-/** Host and device bytes that it holds now, plans not included. */
-int64_t tsr_dispatch_bytes(const tsr_dispatch *dispatch);
-
 #ifdef __cplusplus
 }
 #endif

@@ -2,10 +2,8 @@
 
 int64_t moe_max_rows(const tsr_model_config *config, int64_t tokens)
 {
-    const int64_t rows =
-        tokens * config->num_experts_per_tok + config->num_experts * (TSR_ROW_ALIGN - 1);
-
-    return (rows + TSR_ROW_ALIGN - 1) / TSR_ROW_ALIGN * TSR_ROW_ALIGN;
+    return tsr_padded_rows(tokens * config->num_experts_per_tok +
+                           config->num_experts * (TSR_ROW_ALIGN - 1));
 }
 
 moe_figures moe_figures_layout(int64_t experts, int64_t batch)

@@ -115,6 +115,12 @@ int64_t tsr_param_global_row(const tsr_param *param, int64_t row);
 /** End of the run of rows from `row` on that follow one another in the whole tensor too. */
 int64_t tsr_param_run_end(const tsr_param *param, int64_t row);
 
+/** Where a tensor may begin in its group's flat buffer: at elements of a cache line of f32. */
+static inline int64_t tsr_param_align(int64_t elements)
+{
+    return (elements + 15) / 16 * 16;
+}
+
 /** Index of a name, -1 if there is none. */
 int tsr_param_find(const tsr_param_table *table, const char *name);
 /** As above for "model.layers.<layer>.<name>". */

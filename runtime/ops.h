@@ -42,6 +42,11 @@ TSR_NODISCARD tsr_status tsr_op_gemm(tsr_device *device, const tsr_gemm_args *ar
 /* Row ranges of experts start and end at multiples of this, so that kernels may round up. */
 #define TSR_ROW_ALIGN 16
 
+static inline int64_t tsr_padded_rows(int64_t rows)
+{
+    return (rows + TSR_ROW_ALIGN - 1) / TSR_ROW_ALIGN * TSR_ROW_ALIGN;
+}
+
 typedef enum tsr_grouped_pass {
     TSR_GROUPED_FORWARD, /* y[r] = w[e] x[r]                         for the rows r of expert e */
     TSR_GROUPED_DGRAD,   /* x[r] = w[e]^T y[r] */

@@ -56,7 +56,7 @@ void tsr_trace_end(tsr_trace_track track, const char *name, int64_t number, int6
 }
 
 static const char *const track_names[TSR_TRACE_TRACKS] = {"step", "layers", "communication",
-                                                          "background", "checkpoint"};
+                                                          "background"};
 
 /* Names are literals of this program, without characters that JSON would have to escape. */
 tsr_status tsr_trace_write(FILE *to, int rank, int64_t start_ns)

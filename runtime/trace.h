@@ -21,7 +21,6 @@ typedef enum tsr_trace_track {
     TSR_TRACE_COMPUTE,    /* layers */
     TSR_TRACE_EXCHANGE,   /* communication, on whichever thread */
     TSR_TRACE_BACKGROUND, /* calls that run beside the computation */
-    TSR_TRACE_CHECKPOINT,
     TSR_TRACE_TRACKS
 } tsr_trace_track;
 

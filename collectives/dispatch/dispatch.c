@@ -109,12 +109,6 @@ void tsr_dispatch_destroy(tsr_dispatch **dispatch_p)
     *dispatch_p = NULL;
 }
 
-int64_t tsr_dispatch_bytes(const tsr_dispatch *d)
-{
-    return (int64_t)(d->sent.room + d->met.room + d->sum.room + d->staged[0].room +
-                     d->staged[1].room + d->sent_slots.room + d->passing.room);
-}
-
 tsr_status tsr_dispatch_plan_create(tsr_dispatch *dispatch, tsr_dispatch_plan **out)
 {
     void *block = NULL;
@@ -258,11 +252,6 @@ static tsr_status make_way(tsr_dispatch *d, tsr_dispatch_plan *plan, int which, 
     return mirror_send(device, &w->bounds, 2 * sizeof(int64_t), stream);
 }
 
-static int64_t padded(int64_t rows)
-{
-    return (rows + TSR_ROW_ALIGN - 1) / TSR_ROW_ALIGN * TSR_ROW_ALIGN;
-}
-
 /* Rows of each place, padded: offsets. */
 static tsr_status place_rows(tsr_dispatch *d, tsr_dispatch_plan *plan, const slot *slots,
                              int64_t count, int places)
@@ -280,7 +269,7 @@ static tsr_status place_rows(tsr_dispatch *d, tsr_dispatch_plan *plan, const slo
         }
     }
     for (int p = 0; p < places; ++p) {
-        offsets[p + 1] = offsets[p] + padded(offsets[p + 1]);
+        offsets[p + 1] = offsets[p] + tsr_padded_rows(offsets[p + 1]);
     }
     TSR_CHECK(offsets[places] <= INT32_MAX, TSR_ERR_ARG,
               "%" PRId64 " rows come to this rank, at most %d: make train.micro_batch smaller",

@@ -1,11 +1,6 @@
 /* Index work between router and experts, where no vector unit helps: one version for all tables. */
 #include "runtime/cpu/cpu_impl.h"
 
-static int64_t round_up(int64_t rows)
-{
-    return (rows + TSR_ROW_ALIGN - 1) / TSR_ROW_ALIGN * TSR_ROW_ALIGN;
-}
-
 /* A counting sort: the fill pass uses offsets[e] as expert e's next row, which leaves it at the end
  * of e's rows; moving them up one place afterwards restores the starts. */
 tsr_status tsr_cpu_sort_by_expert(tsr_device *device, const tsr_sort_args *args, tsr_stream *stream)
@@ -23,7 +18,7 @@ tsr_status tsr_cpu_sort_by_expert(tsr_device *device, const tsr_sort_args *args,
         ++offsets[args->index[copy] + 1];
     }
     for (int e = 0; e < args->experts; ++e) {
-        offsets[e + 1] = offsets[e] + round_up(offsets[e + 1]);
+        offsets[e + 1] = offsets[e] + tsr_padded_rows(offsets[e + 1]);
     }
     for (int64_t copy = 0; copy < copies; ++copy) {
         const int64_t row = offsets[args->index[copy]]++;
@@ -34,7 +29,7 @@ tsr_status tsr_cpu_sort_by_expert(tsr_device *device, const tsr_sort_args *args,
     }
     int64_t start = 0;
     for (int e = 0; e < args->experts; ++e) {
-        const int64_t end = offsets[e], next = round_up(end);
+        const int64_t end = offsets[e], next = tsr_padded_rows(end);
 
         for (int64_t row = end; row < next; ++row) {
             args->token_of[row] = -1;

@@ -4,15 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    OFFSET_ALIGN = 16,    /* elements: a cache line of f32, half of one of bf16 */
-    PARAMS_PER_LAYER = 12 /* at most: 2 norms, 4 of attention, 3 routed, 3 shared */
-};
-
-static int64_t align_up(int64_t value, int64_t align)
-{
-    return (value + align - 1) / align * align;
-}
+enum { PARAMS_PER_LAYER = 12 }; /* at most: 2 norms, 4 of attention, 3 routed, 3 shared */
 
 /* Where a tensor starts: aligned, or right behind the one before it in its group. */
 typedef enum placing { ALIGNED, JOINED } placing;
@@ -36,7 +28,7 @@ static void add(tsr_param_table *table, int layer, const char *name, placing whe
         param->rows *= param->shape[i];
     }
     if (where == ALIGNED) {
-        *end = align_up(*end, OFFSET_ALIGN);
+        *end = tsr_param_align(*end);
     }
     param->offset = *end;
     *end += param->rows * param->width;
@@ -127,7 +119,7 @@ tsr_status tsr_param_table_create(const tsr_model_config *config, tsr_param_tabl
                    config->initializer_range);
     }
     for (int g = 0; g < TSR_GROUPS; ++g) {
-        table.group_elements[g] = align_up(table.group_elements[g], OFFSET_ALIGN);
+        table.group_elements[g] = tsr_param_align(table.group_elements[g]);
     }
     *table_out = table;
     return TSR_OK;

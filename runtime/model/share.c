@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-enum { OFFSET_ALIGN = 16 }; /* elements, as in the whole table */
-
 void tsr_expert_owners_even(int64_t layers, int64_t experts, int parts, int32_t *owner_out)
 {
     const int64_t each = experts / parts, rest = experts % parts;
@@ -72,8 +70,7 @@ tsr_status tsr_param_table_share(const tsr_param_table *whole, const int32_t *ow
         next += param->shape[0];
         param->rows = param->shape[0] * height;
         param->offset = end;
-        end += param->rows * param->width;
-        end = (end + OFFSET_ALIGN - 1) / OFFSET_ALIGN * OFFSET_ALIGN;
+        end = tsr_param_align(end + param->rows * param->width);
     }
     local.group_elements[TSR_GROUP_EXPERT] = end;
     *local_out = local;
