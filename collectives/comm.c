@@ -56,6 +56,45 @@ const tsr_seat *tsr_comm_seats(const tsr_comm *comm)
     return comm->seats;
 }
 
+int tsr_comm_nodes(const tsr_comm *comm)
+{
+    int nodes = 0;
+
+    for (int r = 0; r < comm->size; ++r) {
+        nodes = comm->seats[r].node >= nodes ? comm->seats[r].node + 1 : nodes;
+    }
+    return nodes;
+}
+
+tsr_status tsr_comm_check_regular(const tsr_comm *comm)
+{
+    const int nodes = tsr_comm_nodes(comm);
+    int places = 0;
+
+    for (int r = 0; r < comm->size; ++r) {
+        places += comm->seats[r].node == 0;
+    }
+    for (int node = 0; node < nodes; ++node) {
+        int count = 0;
+
+        for (int r = 0; r < comm->size; ++r) {
+            const tsr_seat *seat = &comm->seats[r];
+
+            count += seat->node == node;
+            for (int other = 0; seat->node == node && other < comm->size; ++other) {
+                const tsr_seat *first = &comm->seats[other];
+                TSR_CHECK(
+                    first->node != 0 || first->local != seat->local || first->plane == seat->plane,
+                    TSR_ERR_ARG, "place %d is on plane %d on node 0 and on plane %d on node %d",
+                    seat->local, first->plane, seat->plane, node);
+            }
+        }
+        TSR_CHECK(count == places, TSR_ERR_ARG, "node 0 has %d ranks and node %d has %d", places,
+                  node, count);
+    }
+    return TSR_OK;
+}
+
 tsr_link tsr_comm_link(const tsr_comm *comm, int from, int to)
 {
     const tsr_seat *a = &comm->seats[from], *b = &comm->seats[to];

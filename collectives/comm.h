@@ -89,6 +89,13 @@ int tsr_comm_local_size(const tsr_comm *comm);
 /** [P] seat of each rank. Borrowed. */
 const tsr_seat *tsr_comm_seats(const tsr_comm *comm);
 
+/** Nodes that the ranks are on. */
+int tsr_comm_nodes(const tsr_comm *comm);
+
+/** Has each node as many ranks, and each place the same plane on all? Local, equal on all ranks.
+ *  Errors: TSR_ERR_ARG naming a node that differs. */
+TSR_NODISCARD tsr_status tsr_comm_check_regular(const tsr_comm *comm);
+
 /**
  * True once a call has failed in the transport: every later call is refused (TSR_ERR_COMM).
  *

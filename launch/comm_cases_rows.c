@@ -66,31 +66,19 @@ static void list_holders(comm_job *j)
 
 static tsr_comm *copies_comm(const comm_job *j)
 {
-    const tsr_mesh *mesh = j->mesh;
+    tsr_comm *copies = tsr_mesh_copies(j->mesh);
 
-    if (mesh->copies_device != NULL) {
-        return mesh->copies_device;
-    }
-    return mesh->copies != NULL ? mesh->copies : mesh->expert.flat; /* of one rank: itself */
+    return copies != NULL ? copies : j->mesh->expert.flat; /* of one rank: itself */
 }
 
 static tsr_status open_dispatch(comm_job *j, int which)
 {
-    const tsr_group *group = &j->mesh->expert;
-    const bool in_stages = which == TWO_STAGE;
-    const tsr_dispatch_options options = {.device = j->device,
-                                          .all = group->host.all,
-                                          .flat = group->flat,
-                                          .node = in_stages ? group->host.node : NULL,
-                                          .rail = in_stages ? group->host.rail : NULL,
-                                          .flat_rows = group->host.rail == NULL ? group->device.all
-                                                                                : group->flat,
-                                          .node_rows = group->device.node,
-                                          .rail_rows = group->device.rail,
-                                          .width = j->hidden,
-                                          .top_k = j->top_k,
-                                          .dtype = TSR_F32};
+    tsr_dispatch_options options = tsr_group_dispatch(&j->mesh->expert, which == TWO_STAGE);
 
+    options.device = j->device;
+    options.width = j->hidden;
+    options.top_k = j->top_k;
+    options.dtype = TSR_F32;
     TSR_TRY(tsr_dispatch_create(&options, &j->dispatch[which]));
     return tsr_dispatch_plan_create(j->dispatch[which], &j->plan[which]);
 }

@@ -136,7 +136,7 @@ static tsr_status create_stage(trainer *t)
     options.experts = &t->mesh.expert;
     options.owner = t->owner;
     options.shares = t->mesh.dp * trainer_passes(t, t->s->train.global_batch);
-    options.copies_comm = t->mesh.copies_device != NULL ? t->mesh.copies_device : t->mesh.copies;
+    options.copies_comm = tsr_mesh_copies(&t->mesh);
     TSR_TRY(tsr_stage_create(&options, &t->weights, &t->stage));
     return trainer_take_arrays(t);
 }

@@ -1,41 +1,15 @@
 /* The communicators of one group of the mesh. */
 #include "parallel/mesh_impl.h"
 
-/* Ranks on node 0, which all nodes must have; 0: nodes differ in number or in a place's plane. */
-static int ranks_a_node(const tsr_seat *seats, int size, int nodes)
-{
-    const int each = size / nodes;
-
-    for (int rank = 0; rank < size; ++rank) {
-        int on_node = 0;
-
-        for (int other = 0; other < size; ++other) {
-            on_node += seats[other].node == seats[rank].node;
-            if (seats[other].local == seats[rank].local &&
-                seats[other].plane != seats[rank].plane) {
-                return 0;
-            }
-        }
-        if (on_node != each || size % nodes != 0) {
-            return 0;
-        }
-    }
-    return each;
-}
-
 tsr_status mesh_group_open(tsr_group *group, bool *is_irregular_out)
 {
     const int size = tsr_comm_size(group->flat), rank = tsr_comm_rank(group->flat);
     const tsr_seat *seats = tsr_comm_seats(group->flat);
-    int nodes = 1;
+    const int nodes = tsr_comm_nodes(group->flat);
 
     group->host.all = group->flat;
-    for (int r = 0; r < size; ++r) {
-        nodes = seats[r].node >= nodes ? seats[r].node + 1 : nodes;
-    }
-    const int each = ranks_a_node(seats, size, nodes);
-    *is_irregular_out = nodes > 1 && each == 0;
-    if (nodes > 1 && each > 1) {
+    *is_irregular_out = nodes > 1 && tsr_comm_check_regular(group->flat) != TSR_OK;
+    if (nodes > 1 && size > nodes && !*is_irregular_out) {
         TSR_TRY(
             tsr_comm_split(group->flat, seats[rank].node, seats[rank].local, &group->host.node));
         TSR_TRY(
@@ -100,4 +74,16 @@ void mesh_group_close(tsr_group *group, bool owns_flat)
         tsr_comm_destroy(&group->flat);
     }
     *group = (tsr_group){0};
+}
+
+tsr_dispatch_options tsr_group_dispatch(const tsr_group *group, bool in_stages)
+{
+    return (tsr_dispatch_options){.all = group->host.all,
+                                  .flat = group->flat,
+                                  .node = in_stages ? group->host.node : NULL,
+                                  .rail = in_stages ? group->host.rail : NULL,
+                                  .flat_rows =
+                                      group->host.rail == NULL ? group->device.all : group->flat,
+                                  .node_rows = group->device.node,
+                                  .rail_rows = group->device.rail};
 }

@@ -179,6 +179,11 @@ void tsr_mesh_destroy(tsr_mesh *mesh)
     *mesh = (tsr_mesh){0};
 }
 
+tsr_comm *tsr_mesh_copies(const tsr_mesh *mesh)
+{
+    return mesh->copies_device != NULL ? mesh->copies_device : mesh->copies;
+}
+
 void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_t *end)
 {
     const int64_t each = global / parts, rest = global % parts;

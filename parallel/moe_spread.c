@@ -7,18 +7,7 @@ tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_sprea
 {
     const tsr_group *group = options->experts;
     const bool in_stages = options->dispatch != TSR_DISPATCH_FLAT && group->host.rail != NULL;
-    const tsr_dispatch_options dispatch = {.device = options->device,
-                                           .all = group->host.all,
-                                           .flat = group->flat,
-                                           .node = in_stages ? group->host.node : NULL,
-                                           .rail = in_stages ? group->host.rail : NULL,
-                                           .flat_rows = group->host.rail == NULL ? group->device.all
-                                                                                 : group->flat,
-                                           .node_rows = group->device.node,
-                                           .rail_rows = group->device.rail,
-                                           .width = options->config->hidden_size,
-                                           .top_k = (int)options->config->num_experts_per_tok,
-                                           .dtype = options->dtype};
+    tsr_dispatch_options dispatch = tsr_group_dispatch(group, in_stages);
     tsr_status st = TSR_OK;
     void *block = NULL;
 
@@ -27,6 +16,10 @@ tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_sprea
         options->dispatch != TSR_DISPATCH_TWO_STAGE || in_stages, TSR_ERR_ARG,
         "parallel.dispatch = two_stage needs an expert group over several nodes with the same "
         "number of its ranks, more than one, and the same planes on each: set dispatch = auto");
+    dispatch.device = options->device;
+    dispatch.width = options->config->hidden_size;
+    dispatch.top_k = (int)options->config->num_experts_per_tok;
+    dispatch.dtype = options->dtype;
     TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof(tsr_moe_spread), &block));
     tsr_moe_spread *spread = block;
     spread->device = options->device;

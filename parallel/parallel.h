@@ -98,6 +98,13 @@ TSR_NODISCARD tsr_status tsr_mesh_use_nccl(tsr_mesh *mesh, tsr_device *device,
 /** Collective; where one communicator is dead all leak on purpose: peers are not there to agree. */
 void tsr_mesh_destroy(tsr_mesh *mesh);
 
+/** What moves copies of experts: by NCCL if that is used; NULL with placement ep. Borrowed. */
+tsr_comm *tsr_mesh_copies(const tsr_mesh *mesh);
+
+/** Ways of dispatch over a group; in_stages only where it has rails. Sizes and device are left to
+ *  the caller. Communicators are borrowed. */
+tsr_dispatch_options tsr_group_dispatch(const tsr_group *group, bool in_stages);
+
 /** Sequences [begin, end) of a step's `global` that data-parallel rank `part` of `parts` takes. */
 void tsr_batch_share(int64_t global, int parts, int part, int64_t *begin, int64_t *end);
 

@@ -269,34 +269,6 @@ static const tsr_comm_ops planes_ops = {
     .stream_wait = planes_stream_wait,
 };
 
-/* Seats are equal on all ranks, and so is the outcome. */
-static tsr_status check_regular(const tsr_comm *whole, int nodes, int places)
-{
-    TSR_CHECK(nodes <= MOST_NODES, TSR_ERR_ARG, "%d nodes, at most %d", nodes, MOST_NODES);
-    for (int node = 0; node < nodes; ++node) {
-        int count = 0;
-
-        for (int r = 0; r < whole->size; ++r) {
-            const tsr_seat *seat = &whole->seats[r];
-
-            if (seat->node != node) {
-                continue;
-            }
-            ++count;
-            for (int other = 0; other < whole->size; ++other) {
-                const tsr_seat *first = &whole->seats[other];
-                TSR_CHECK(
-                    first->node != 0 || first->local != seat->local || first->plane == seat->plane,
-                    TSR_ERR_ARG, "place %d is on plane %d on node 0 and on plane %d on node %d",
-                    seat->local, first->plane, seat->plane, node);
-            }
-        }
-        TSR_CHECK(count == places, TSR_ERR_ARG, "node 0 has %d ranks and node %d has %d", places,
-                  node, count);
-    }
-    return TSR_OK;
-}
-
 static tsr_status take(int64_t count, size_t size, void *out)
 {
     return tsr_mem_alloc_array(TSR_MEM_COMM, count, size, out);
@@ -318,14 +290,11 @@ static tsr_status take_memory(comm_planes *self)
 static tsr_status create_local(tsr_comm *whole, tsr_comm *node, tsr_comm *rail, comm_planes **out)
 {
     const tsr_seat *own = &whole->seats[whole->rank];
-    int nodes = 0, places = 0;
+    const int nodes = tsr_comm_nodes(whole), places = whole->size / nodes;
     void *block = NULL;
 
-    for (int r = 0; r < whole->size; ++r) {
-        nodes = whole->seats[r].node >= nodes ? whole->seats[r].node + 1 : nodes;
-        places += whole->seats[r].node == 0;
-    }
-    TSR_TRY(check_regular(whole, nodes, places));
+    TSR_CHECK(nodes <= MOST_NODES, TSR_ERR_ARG, "%d nodes, at most %d", nodes, MOST_NODES);
+    TSR_TRY(tsr_comm_check_regular(whole));
     TSR_CHECK(node->size == places && node->rank == own->local && rail->size == nodes &&
                   rail->rank == own->node,
               TSR_ERR_ARG,
