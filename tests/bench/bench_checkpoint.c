@@ -3,6 +3,7 @@
  * One JSON line a case. plain_write is the bound of save: write() and fsync() of as many bytes into
  * the same folder. stage is what a training step waits for; save is from there until published. */
 #include "collectives/mpi_bridge.h"
+#include "tests/bench/bench_rounds.h"
 #include "tests/checkpoints/state_fixture.h"
 
 #include <fcntl.h>
@@ -78,13 +79,6 @@ static const struct bench_case {
     {"check", check}, {"load", load},
 };
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
 static tsr_status measure(bench *b, const struct bench_case *which, int rounds)
 {
     static double seconds[MAX_ROUNDS];
@@ -97,7 +91,7 @@ static tsr_status measure(bench *b, const struct bench_case *which, int rounds)
         TSR_TRY(tsr_comm_all_reduce_f64(b->comm, &took, 1, TSR_REDUCE_MAX));
         seconds[round < 0 ? 0 : round] = took;
     }
-    qsort(seconds, (size_t)rounds, sizeof *seconds, by_value);
+    bench_sort_rounds(seconds, rounds);
     if (tsr_comm_rank(b->comm) == 0) {
         (void)printf(
             "{\"bench\": \"checkpoint\", \"case\": \"%s\", \"ranks\": %d, \"mib\": %.1f, "

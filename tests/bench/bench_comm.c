@@ -4,6 +4,7 @@
  * One JSON line a case. bytes: what one rank sends; bound: none is claimed, the rates of the two
  * implementations in the same run are what is compared. */
 #include "collectives/mpi_bridge.h"
+#include "tests/bench/bench_rounds.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,13 +94,6 @@ static bool is_right(bench *b, const struct bench_case *which)
     return true;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
 static tsr_status measure(bench *b, const struct bench_case *which, int rounds)
 {
     static double seconds[MAX_ROUNDS];
@@ -116,7 +110,7 @@ static tsr_status measure(bench *b, const struct bench_case *which, int rounds)
         TSR_TRY(tsr_comm_all_reduce_f64(b->comm, &took, 1, TSR_REDUCE_MAX));
         seconds[round < 0 ? 0 : round] = took;
     }
-    qsort(seconds, (size_t)rounds, sizeof *seconds, by_value);
+    bench_sort_rounds(seconds, rounds);
     const double median = seconds[rounds / 2];
     const double sent = (double)b->cuts[b->size] * sizeof *b->values * (b->size - 1) / b->size;
     if (b->rank == 0) {

@@ -4,6 +4,7 @@
  * where the spill added copies; what one rank does in each layer and step, on one core. The goal
  * is a median of at most 1 ms at 64 ranks and 256 experts. */
 #include "parallel/parallel.h"
+#include "tests/bench/bench_rounds.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,13 +25,6 @@ static double now(void)
 
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
 }
 
 static void add_up(const bench *b)
@@ -76,7 +70,7 @@ static tsr_status run(const bench *b, tsr_placement_policy policy, const char *s
         add_up(b);
         tsr_load_history_push(history, 0, b->sums);
     }
-    qsort(seconds, (size_t)b->rounds, sizeof *seconds, by_value);
+    bench_sort_rounds(seconds, b->rounds);
     (void)printf("{\"bench\": \"placement\", \"policy\": \"%s\", \"load\": \"%s\", \"ranks\": %d, "
                  "\"experts\": %d, \"us_min\": %.1f, \"us_median\": %.1f, \"us_p90\": %.1f, "
                  "\"max_over_mean\": %.3f, \"copies\": %.1f, \"spilled\": %.2f}\n",
@@ -134,7 +128,7 @@ static tsr_status run_all(bench *b)
     for (int r = 0; r < b->ranks; ++r) {
         b->node[r] = r / RANKS_PER_NODE;
     }
-    tsr_plan_even_owners(1, b->experts, b->ranks, b->owner);
+    tsr_expert_owners_even(1, b->experts, b->ranks, b->owner);
     for (int policy = 0; policy < TSR_PLACEMENT_POLICIES; ++policy) {
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; ++s) {
             TSR_TRY(measure(b, (tsr_placement_policy)policy, shapes[s]));

@@ -7,6 +7,7 @@
  * comes in at one rank. No bound is claimed, the rates of one run are what is compared. */
 #include "collectives/mpi_bridge.h"
 #include "collectives/sparse.h"
+#include "tests/bench/bench_rounds.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -138,13 +139,6 @@ static tsr_status count_bytes(bench *b, const struct bench_case *which, uint64_t
     return TSR_OK;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
 static tsr_status measure(bench *b, const struct bench_case *which, int rounds)
 {
     static double seconds[MAX_ROUNDS];
@@ -163,7 +157,7 @@ static tsr_status measure(bench *b, const struct bench_case *which, int rounds)
         TSR_TRY(tsr_comm_all_reduce_f64(b->comm, &took, 1, TSR_REDUCE_MAX));
         seconds[round < 0 ? 0 : round] = took;
     }
-    qsort(seconds, (size_t)rounds, sizeof *seconds, by_value);
+    bench_sort_rounds(seconds, rounds);
     const double median = seconds[rounds / 2];
     const double each = (double)b->bytes * b->copied * (b->ranks - 1) / b->ranks;
     if (b->rank == 0) {
