@@ -63,7 +63,7 @@ static tsr_status open_simulation(simulation *s)
     for (int r = 0; r < ranks; ++r) {
         s->node[r] = r / c->cluster.node_ranks;
     }
-    tsr_plan_even_owners(s->layers, c->shape.experts, c->cluster.ranks, s->owner);
+    tsr_expert_owners_even(s->layers, c->shape.experts, c->cluster.ranks, s->owner);
     const tsr_plan_options options = plan_options(s);
     TSR_TRY(tsr_planner_create(&options, &s->planner));
     TSR_TRY(tsr_plan_create(s->planner, &s->plan));

@@ -165,9 +165,6 @@ TSR_NODISCARD tsr_status tsr_plan_spill(tsr_planner *planner, const int64_t *cou
 
 /* ---- owners ---------------------------------------------------------------------------------- */
 
-/** Experts of all layers over all ranks as dealt at start: in order, as evenly as E allows. */
-void tsr_plan_even_owners(int layers, int experts, int ranks, int32_t *owner_out);
-
 /**
  * Better owners for the loads of all layers. fssdp, quota: Hecate's Algorithm 2, hot owners spread
  * evenly; swap: pairs change places while the largest load falls; others: as they are.

@@ -3,19 +3,6 @@
 
 #include <string.h>
 
-void tsr_plan_even_owners(int layers, int experts, int ranks, int32_t *owner_out)
-{
-    const int each = experts / ranks, rest = experts % ranks;
-
-    for (int layer = 0; layer < layers; ++layer) {
-        for (int e = 0; e < experts; ++e) {
-            const int wide = rest * (each + 1); /* experts of ranks that have one more */
-
-            *owner_out++ = e < wide ? e / (each + 1) : rest + (e - wide) / each;
-        }
-    }
-}
-
 /* ---- Algorithm 2 ----------------------------------------------------------------------------- */
 
 /* While owners are dealt: p->copies [P] and p->node_free [N] are free places, p->trial_load [P]

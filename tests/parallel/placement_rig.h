@@ -46,7 +46,7 @@ static inline void placement_open(placement_rig *rig, const tsr_plan_options *op
     rig->options.node = rig->node;
     assert_ok(tsr_planner_create(&rig->options, &rig->planner));
     assert_ok(tsr_plan_create(rig->planner, &rig->plan));
-    tsr_plan_even_owners(1, options->experts, options->ranks, rig->owner);
+    tsr_expert_owners_even(1, options->experts, options->ranks, rig->owner);
 }
 
 static inline void placement_close(placement_rig *rig)

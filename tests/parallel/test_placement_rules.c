@@ -83,7 +83,7 @@ static void algorithm_2_levels_what_is_not_copied(void **state)
 
     options.layers = 2;
     placement_open(&rig, &options, 2);
-    tsr_plan_even_owners(2, 4, 4, owner);
+    tsr_expert_owners_even(2, 4, 4, owner);
     assert_ok(tsr_plan_owners(rig.planner, loads, owner, better));
     assert_memory_equal(better, expected, sizeof expected);
     owner[7] = -1;
@@ -103,7 +103,7 @@ static void hot_owners_are_spread(void **state)
     for (int e = 0; e < 32; ++e) {
         loads[e] = 100 - e; /* 0 to 3 are hot, and all on rank 0 */
     }
-    tsr_plan_even_owners(1, 32, 4, owner);
+    tsr_expert_owners_even(1, 32, 4, owner);
     assert_ok(tsr_plan_owners(rig.planner, loads, owner, better));
     for (int e = 0; e < 32; ++e) {
         hot[better[e]] += e < 4;
@@ -352,9 +352,9 @@ static void even_owners_of_uneven_numbers(void **state)
     const int32_t expected[12] = {0, 0, 1, 1, 2, 3, 0, 0, 1, 1, 2, 3}, few[2] = {0, 1};
     int32_t owner[12];
 
-    tsr_plan_even_owners(2, 6, 4, owner);
+    tsr_expert_owners_even(2, 6, 4, owner);
     assert_memory_equal(owner, expected, sizeof expected);
-    tsr_plan_even_owners(1, 2, 4, owner);
+    tsr_expert_owners_even(1, 2, 4, owner);
     assert_memory_equal(owner, few, sizeof few);
 }
 
