@@ -81,8 +81,7 @@ tsr_status tsr_device_open(const char *name, int threads, tsr_device **out)
     }
     return TSR_FAIL(TSR_ERR_ARG,
                     "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16, "
-                    "cpu:plain, cuda "
-                    "or cuda:N",
+                    "cpu:amx, cpu:plain, cuda or cuda:N",
                     name);
 }
 

@@ -2,6 +2,10 @@
 
 #include <stdio.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 static bool always(void)
 {
@@ -29,6 +33,20 @@ static bool has_avx512bf16(void)
 {
     return has_avx512() && has_bf16();
 }
+
+/* The kernel lets a process use the large registers only after it has asked for them. */
+static bool has_amx(void)
+{
+#if defined(SYS_arch_prctl) && defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+
+    return has_avx512bf16() && __builtin_cpu_supports("amx-tile") &&
+           __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
 #else
 static bool has_bf16(void)
 {
@@ -44,6 +62,7 @@ static const struct variant {
 } variants[] = {
 /* best first: the alias "cpu" takes the first that runs here */
 #if defined(__x86_64__)
+    {"cpu:amx", has_amx, tsr_amx_table, tsr_avx512_gemm_f32},
     {"cpu:avx512bf16", has_avx512bf16, tsr_avx512bf16_table, tsr_avx512_gemm_f32},
     {"cpu:avx512", has_avx512, tsr_avx512_table, tsr_avx512_gemm_f32},
     {"cpu:avx2", has_avx2, tsr_avx2_table, NULL},
@@ -66,11 +85,12 @@ static tsr_status find_variant(const char *name, const struct variant **out)
                       "device = %s: this processor lacks the instructions, use cpu", name);
         }
     }
-    TSR_CHECK(strcmp(name, "cpu:avx2") != 0 && strncmp(name, "cpu:avx512", 10) != 0,
+    TSR_CHECK(strcmp(name, "cpu:avx2") != 0 && strncmp(name, "cpu:avx512", 10) != 0 &&
+                  strcmp(name, "cpu:amx") != 0,
               TSR_ERR_UNSUPPORTED, "device = %s is built for x86-64 only, use cpu", name);
     return TSR_FAIL(
         TSR_ERR_ARG,
-        "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16 or "
+        "device = %s, must be cpu, cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512bf16, cpu:amx or "
         "cpu:plain",
         name);
 }

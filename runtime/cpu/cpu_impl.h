@@ -64,6 +64,7 @@ const tsr_device_ops *tsr_generic_table(void);
 const tsr_device_ops *tsr_avx2_table(void);
 const tsr_device_ops *tsr_avx512_table(void);
 const tsr_device_ops *tsr_avx512bf16_table(void);
+const tsr_device_ops *tsr_amx_table(void);
 const tsr_device_ops *tsr_plain_table(void);
 
 #endif

@@ -23,7 +23,8 @@ target_sources(tsr_runtime PRIVATE
   cpu/plain/table.c
   cpu/plain/vectors.c)
 
-# Vector kernels: each file is compiled once per instruction set, with TSR_ISA set to its name.
+# Vector kernels: each file is compiled once per instruction set, with TSR_ISA set to its name;
+# for amx only those of TSR_AMX_SOURCES, the others are avx512bf16's.
 set(TSR_SIMD_SOURCES
   cpu/simd/adamw.c
   cpu/simd/cross_entropy.c
@@ -38,21 +39,27 @@ set(TSR_SIMD_SOURCES
   cpu/simd/table.c
   cpu/simd/vectors.c)
 
+set(TSR_AMX_SOURCES
+  cpu/simd/attention.c
+  cpu/simd/attention_backward.c
+  cpu/simd/table_amx.c)
+
 set(TSR_SIMD_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
 
-function(tsr_add_simd isa)
-  add_library(tsr_simd_${isa} OBJECT ${TSR_SIMD_SOURCES})
+function(tsr_add_simd isa sources)
+  add_library(tsr_simd_${isa} OBJECT ${sources})
   target_link_libraries(tsr_simd_${isa} PRIVATE tsr_flags OpenMP::OpenMP_C)
   target_compile_definitions(tsr_simd_${isa} PRIVATE TSR_ISA=${isa})
   target_compile_options(tsr_simd_${isa} PRIVATE ${TSR_SIMD_FLAGS} ${ARGN})
   target_sources(tsr_runtime PRIVATE $<TARGET_OBJECTS:tsr_simd_${isa}>)
 endfunction()
 
-tsr_add_simd(generic)
+tsr_add_simd(generic "${TSR_SIMD_SOURCES}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  tsr_add_simd(avx2 -mavx2 -mfma)
+  tsr_add_simd(avx2 "${TSR_SIMD_SOURCES}" -mavx2 -mfma)
   set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
-  tsr_add_simd(avx512 ${avx512})
-  tsr_add_simd(avx512bf16 ${avx512} -mavx512bf16)
-  target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # serves both
+  tsr_add_simd(avx512 "${TSR_SIMD_SOURCES}" ${avx512})
+  tsr_add_simd(avx512bf16 "${TSR_SIMD_SOURCES}" ${avx512} -mavx512bf16)
+  tsr_add_simd(amx "${TSR_AMX_SOURCES}" ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
+  target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # serves all three
 endif()

@@ -13,7 +13,7 @@
 #define F32_EPS  0x1p-24 /* relative rounding error at most */
 
 /* Devices under test: each instruction set with one and with two threads. */
-enum { RIGS = 8 };
+enum { RIGS = 10 };
 
 typedef struct rig {
     tsr_device *device;
@@ -36,7 +36,7 @@ static inline bool open_named(const char *name, int threads, rig *out)
 static inline bool open_rig(int i, rig *out)
 {
     static const char *const names[RIGS / 2] = {"cpu:generic", "cpu:avx2", "cpu:avx512",
-                                                "cpu:avx512bf16"};
+                                                "cpu:avx512bf16", "cpu:amx"};
 
     return open_named(names[i / 2], 1 + i % 2, out);
 }

@@ -52,7 +52,7 @@ VEC_INLINE void softmax_row(int pack, const attention_scratch *s, float *scores,
         const vec factor = vec_exp(vec_set(before - top));
 
         sum *= factor;
-        for (int64_t col = 0; col < s->width; col += VEC_N) {
+        for (int64_t col = 0; col < s->pad; col += VEC_N) {
             vec_store(out + col, vec_load(out + col) * factor);
         }
         state->top[row] = top;
@@ -71,8 +71,8 @@ VEC_INLINE void forward_strip(int pack, const attention_scratch *s, int64_t firs
                               int64_t offset, softmax_state *state)
 {
     const int64_t words = s->pad / pack, seen = smaller(TILE, first + STRIP + offset);
-    const int64_t columns = round_up(seen, VEC_N);
-    const left_factor q = {s->q_rows + first * words, words, 1};
+    const int64_t columns = round_up(seen, GRAIN);
+    const matrix q = {s->q_rows + first * words, words};
     const matrix k = {s->k_transposed + key * words, TILE};
     const matrix v = {s->v_columns + key / pack * s->pad, s->pad};
     float p[STRIP * TILE] __attribute__((aligned(64)));
@@ -84,8 +84,8 @@ VEC_INLINE void forward_strip(int pack, const attention_scratch *s, int64_t firs
     for (int64_t r = 0; r < STRIP; ++r) {
         softmax_row(pack, s, p + r * TILE, columns, first + r + offset + 1, first + r, state);
     }
-    strip_product(pack, (left_factor){p, TILE, 1}, v, seen,
-                  (matrix){s->out + first * s->pad, s->pad}, s->width, true);
+    strip_product(pack, (matrix){p, TILE}, v, seen, (matrix){s->out + first * s->pad, s->pad},
+                  s->pad, true);
 }
 
 VEC_INLINE void forward_tile(int pack, const tsr_attention_args *args, const attention_scratch *s,
@@ -125,18 +125,22 @@ VEC_INLINE void forward_head(int pack, const tsr_attention_args *args, float *ba
     const attention_scratch s = scratch_of_thread(args, pack, base);
     const int64_t group = args->heads / args->kv_heads;
     head_rows keys = key_rows(args, args->k, batch, kv_head);
-    float *rows = pack == 1 ? s.v_columns : s.dv; /* dv: free in this direction */
+    const int64_t words = s.pad / pack;
 
-    load_rows(pack, &keys, s.keys, s.pad, rows);
-    transpose_tiles(rows, s.keys, s.pad / pack, s.k_transposed);
+    load_rows(pack, &keys, s.keys, s.pad, s.k_rows);
+    for (int64_t key = 0; key < s.keys; key += TILE) {
+        transpose_words(s.k_rows + key * words, TILE, words, s.k_transposed + key * words);
+    }
     keys.base = args->v;
-    load_rows(pack, &keys, s.keys, s.pad, rows);
-    pack_columns(pack, rows, s.keys, s.pad, s.v_columns);
+    load_rows(pack, &keys, s.keys, s.pad, s.v_rows);
+    pack_columns(pack, s.v_rows, s.keys, s.pad, s.v_columns);
+    products_begin();
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         for (int64_t first = part * TILE; first < args->q_len; first += parts * TILE) {
             forward_tile(pack, args, &s, batch, head, first);
         }
     }
+    products_end();
 }
 
 tsr_status TSR_SIMD(attention_forward)(tsr_device *device, const tsr_attention_args *args,

@@ -2,6 +2,8 @@
  *
  * With p = exp(scale q k^T - lse), dp = dout v^T and d = rowsum(dout out):
  * ds = p (dp - d), dv = p^T dout, dk = scale ds^T q, dq = scale ds k.
+ * Keys are the rows of p^T and ds^T here: these are left factors as they are computed, and dq is
+ * summed as its transpose, k^T ds^T.
  * Work is shared out by (sequence, key-value head): one thread sums dk and dv over the queries of
  * its group of heads, in their order, so no sum depends on the number of threads. */
 #include "runtime/cpu/cpu_impl.h"
@@ -15,91 +17,86 @@ typedef struct query_stats {
     float lse[TILE], d[TILE]; /* zero in padding, where q and dout are zero too */
 } query_stats;
 
-/* The p and ds of `pack` rows from their scores and dp, into scratch; zero beyond visible keys. */
+/* The p and ds of `pack` keys from their scores and dp, into scratch, for queries from column
+ * `first` on; key `row` is seen from column `seen` on. ds_columns are cleared before. */
 VEC_INLINE void gradient_rows(int pack, const attention_scratch *s, const float *scores,
-                              const float *dp, int64_t row, int64_t offset,
-                              const query_stats *stats)
+                              const float *dp, int64_t row, int64_t first, int64_t seen,
+                              int64_t columns, const query_stats *stats)
 {
     const vec_int lane = {VEC_IOTA};
-    const int64_t visible = row + offset + 1, at = row / pack * TILE;
-    const int64_t columns = round_up(smaller(TILE, row / STRIP * STRIP + STRIP + offset), VEC_N);
-    tsr_bf16 *ds_rows = (tsr_bf16 *)(void *)(s->ds_rows + row * (TILE / pack));
+    float *p_rows = s->p_rows + row * (TILE / pack), *ds_rows = s->ds_rows + row * (TILE / pack);
+    float *ds_columns = s->ds_columns + row / pack * TILE;
 
-    for (int64_t col = 0; col < columns; col += VEC_N) {
-        vec p[2], ds[2];
+    memset(ds_columns, 0, (size_t)first * sizeof *ds_columns);
+    for (int64_t col = first; col < columns; col += VEC_N) {
+        const vec lse = vec_load(stats->lse + col), d = vec_load(stats->d + col);
+        vec ds[2];
 
 #pragma GCC unroll 2
         for (int r = 0; r < pack; ++r) {
-            const vec score = vec_load(scores + r * TILE + col);
+            vec p = vec_exp(vec_load(scores + r * TILE + col) * stats->scale - lse);
 
-            p[r] = vec_exp(score * stats->scale - stats->lse[row + r]);
-            if (visible + r < col + VEC_N) {
-                p[r] = vec_select(lane < (int32_t)(visible + r - col), p[r], (vec){0});
+            if (col < seen + r) {
+                p = vec_select(lane >= (int32_t)(seen + r - col), p, (vec){0});
             }
-            ds[r] = p[r] * (vec_load(dp + r * TILE + col) - stats->d[row + r]);
+            ds[r] = p * (vec_load(dp + r * TILE + col) - d);
+            vec_store_as(pack == 1 ? TSR_F32 : TSR_BF16, p_rows + r * (TILE / pack), col, p);
+            vec_store_as(pack == 1 ? TSR_F32 : TSR_BF16, ds_rows + r * (TILE / pack), col, ds[r]);
         }
-        if (pack == 1) {
-            vec_store(s->p_columns + at + col, p[0]);
-            vec_store(s->ds_columns + at + col, ds[0]);
-        } else {
-            const vec_half low = vec_to_bf16(ds[0]), high = vec_to_bf16(ds[1]);
-
-            vec_store(s->p_columns + at + col, vec_pair_bf16(vec_to_bf16(p[0]), vec_to_bf16(p[1])));
-            vec_store(s->ds_columns + at + col, vec_pair_bf16(low, high));
-            memcpy(ds_rows + col, &low, sizeof low);
-            memcpy(ds_rows + TILE + col, &high, sizeof high);
+        if (pack == 2) {
+            vec_store(ds_columns + col, vec_pair_bf16(vec_to_bf16(ds[0]), vec_to_bf16(ds[1])));
         }
     }
 }
 
-/* p and ds of one tile of queries and one of keys; row r sees its first r + offset + 1 keys. */
-VEC_INLINE void score_tile(int pack, const attention_scratch *s, int64_t rows, int64_t key,
-                           int64_t offset, const query_stats *stats)
+/* A tile of `columns` queries, of which column c sees the keys of this tile up to c + offset. */
+typedef struct tile_pair {
+    int64_t key, offset, columns;
+} tile_pair;
+
+/* A strip of keys: its p and ds, and its part of dv and dk. */
+VEC_INLINE void key_strip(int pack, const attention_scratch *s, const tile_pair *t, int64_t row,
+                          const query_stats *stats)
 {
-    const int64_t words = s->pad / pack; /* of a row */
-    const matrix k = {s->k_transposed + key * words, TILE};
-    const matrix v = {s->v_transposed + key * words, TILE};
+    const int64_t pad = s->pad, words = pad / pack; /* of a row */
+    const int64_t seen = row - t->offset, first = larger(0, seen) / GRAIN * GRAIN;
+    const int64_t wide = t->columns - first, at = row * (TILE / pack) + first / pack;
+    const matrix k = {s->k_rows + (t->key + row) * words, words};
+    const matrix v = {s->v_rows + (t->key + row) * words, words};
+    const matrix q = {s->q_columns + first / pack * pad, pad};
+    const matrix dout = {s->dout_columns + first / pack * pad, pad};
+    const int64_t sums = (t->key + row) * pad;
     float scores[STRIP * TILE] __attribute__((aligned(64)));
     float dp[STRIP * TILE] __attribute__((aligned(64)));
 
-    for (int64_t row = 0; row < rows; row += STRIP) {
-        const int64_t columns = round_up(smaller(TILE, row + STRIP + offset), VEC_N);
-        const left_factor q = {s->q_rows + row * words, words, 1};
-        const left_factor dout = {s->dout_rows + row * words, words, 1};
-
-        strip_product(pack, q, k, s->head_dim, (matrix){scores, TILE}, columns, false);
-        strip_product(pack, dout, v, s->head_dim, (matrix){dp, TILE}, columns, false);
-        for (int64_t r = 0; r < STRIP; r += pack) {
-            gradient_rows(pack, s, scores + r * TILE, dp + r * TILE, row + r, offset, stats);
-        }
+    strip_product(pack, k, (matrix){s->q_transposed + first, TILE}, s->head_dim,
+                  (matrix){scores + first, TILE}, wide, false);
+    strip_product(pack, v, (matrix){s->dout_transposed + first, TILE}, s->head_dim,
+                  (matrix){dp + first, TILE}, wide, false);
+    for (int64_t r = 0; r < STRIP; r += pack) {
+        gradient_rows(pack, s, scores + r * TILE, dp + r * TILE, row + r, first, seen + r,
+                      t->columns, stats);
     }
+    strip_product(pack, (matrix){s->p_rows + at, TILE / pack}, dout, wide,
+                  (matrix){s->dv + sums, pad}, pad, true);
+    strip_product(pack, (matrix){s->ds_rows + at, TILE / pack}, q, wide,
+                  (matrix){s->dk + sums, pad}, pad, true);
 }
 
-/* Add the tile's part of dv, dk and (in s->out) dq. */
-VEC_INLINE void add_tile(int pack, const attention_scratch *s, int64_t rows, int64_t key,
-                         int64_t offset)
+/* Add a pair's part of dv, dk and dq. */
+VEC_INLINE void add_pair(int pack, const attention_scratch *s, const tile_pair *t,
+                         const query_stats *stats)
 {
-    const int64_t pad = s->pad;
-    const matrix k = {s->k_columns + key / pack * pad, pad};
+    const int64_t seen = round_up(smaller(TILE, t->columns + t->offset), STRIP); /* keys */
 
-    for (int64_t col = 0; col < TILE; col += STRIP) {
-        const int64_t first = larger(0, col - offset); /* query that sees key `col` */
-        const int64_t at = first / pack * TILE + col, below = first / pack * pad;
-        const left_factor p = {s->p_columns + at, 1, TILE}, ds = {s->ds_columns + at, 1, TILE};
-        const matrix dout = {s->dout_columns + below, pad}, q = {s->q_columns + below, pad};
-
-        if (first < rows) {
-            strip_product(pack, p, dout, rows - first, (matrix){s->dv + (key + col) * pad, pad},
-                          s->width, true);
-            strip_product(pack, ds, q, rows - first, (matrix){s->dk + (key + col) * pad, pad},
-                          s->width, true);
-        }
+    for (int64_t row = 0; row < seen; row += STRIP) {
+        key_strip(pack, s, t, row, stats);
     }
-    for (int64_t row = 0; row < rows; row += STRIP) {
-        const left_factor ds = {s->ds_rows + row * (TILE / pack), TILE / pack, 1};
+    for (int64_t dim = 0; dim < s->pad; dim += STRIP) {
+        const matrix k = {s->k_across + (dim * s->keys + t->key) / pack, s->keys / pack};
 
-        strip_product(pack, ds, k, smaller(TILE, row + STRIP + offset),
-                      (matrix){s->out + row * pad, pad}, s->width, true);
+        strip_product(pack, k, (matrix){s->ds_columns, TILE}, seen,
+                      (matrix){s->dq_across + dim * TILE, TILE}, t->columns, true);
     }
 }
 
@@ -119,40 +116,37 @@ VEC_INLINE float row_dot(tsr_dtype dtype, const void *a, const void *b, int64_t 
     return vec_sum(sum);
 }
 
+/* Rows of queries into scratch: packed by columns for dv and dk, transposed for the scores. */
+VEC_INLINE void load_queries(int pack, const head_rows *from, int64_t columns,
+                             const attention_scratch *s, float *rows, float *by_columns,
+                             float *transposed)
+{
+    load_rows(pack, from, TILE, s->pad, rows);
+    pack_columns(pack, rows, columns, s->pad, by_columns);
+    transpose_words(rows, TILE, s->pad / pack, transposed);
+}
+
 VEC_INLINE void backward_tile(int pack, const tsr_attention_args *args, const attention_scratch *s,
                               int64_t batch, int64_t head, int64_t first)
 {
-    const int64_t rows = smaller(TILE, args->q_len - first), padded = round_up(rows, STRIP);
+    const int64_t rows = smaller(TILE, args->q_len - first), columns = round_up(rows, GRAIN);
     const head_rows q = query_rows(args, args->q, batch, head, first, rows);
     const head_rows dout = out_rows(args, args->dout, batch, head, first, rows);
     query_stats stats = {.scale = args->scale};
 
-    load_rows(pack, &q, padded, s->pad, s->q_rows);
-    pack_columns(pack, s->q_rows, padded, s->pad, s->q_columns);
-    load_rows(pack, &dout, padded, s->pad, s->dout_rows);
-    pack_columns(pack, s->dout_rows, padded, s->pad, s->dout_columns);
+    load_queries(pack, &q, columns, s, s->q_rows, s->q_columns, s->q_transposed);
+    load_queries(pack, &dout, columns, s, s->dout_rows, s->dout_columns, s->dout_transposed);
     for (int64_t row = 0; row < rows; ++row) {
         stats.d[row] = row_dot(args->dtype, args->dout, args->out, dout.at + row * dout.stride,
                                args->head_dim);
         stats.lse[row] = args->lse[(batch * args->heads + head) * args->q_len + first + row];
     }
-    memset(s->out, 0, (size_t)(padded * s->pad) * sizeof *s->out);
+    memset(s->dq_across, 0, (size_t)(s->pad * TILE) * sizeof *s->dq_across);
     for (int64_t key = 0; key < first + rows; key += TILE) {
-        score_tile(pack, s, padded, key, first - key, &stats);
-        add_tile(pack, s, padded, key, first - key);
+        add_pair(pack, s, &(tile_pair){key, first - key, columns}, &stats);
     }
+    transpose_words(s->dq_across, s->pad, TILE, s->out);
     store_rows(s->out, s->pad, args->scale, &q, args->dq);
-}
-
-/* Bring the rows of one head of k or v into scratch; `rows` is free memory if pack is 2. */
-VEC_INLINE void load_keys(int pack, const head_rows *from, const attention_scratch *s, float *rows,
-                          float *columns, float *transposed)
-{
-    float *to = pack == 1 ? columns : rows;
-
-    load_rows(pack, from, s->keys, s->pad, to);
-    transpose_tiles(to, s->keys, s->pad / pack, transposed);
-    pack_columns(pack, to, s->keys, s->pad, columns);
 }
 
 VEC_INLINE void backward_head(int pack, const tsr_attention_args *args, float *base, int64_t batch,
@@ -164,15 +158,19 @@ VEC_INLINE void backward_head(int pack, const tsr_attention_args *args, float *b
     const head_rows k = key_rows(args, args->k, batch, kv_head);
     const head_rows v = key_rows(args, args->v, batch, kv_head);
 
-    load_keys(pack, &k, &s, s.dk, s.k_columns, s.k_transposed);
-    load_keys(pack, &v, &s, s.dk, s.v_columns, s.v_transposed);
+    load_rows(pack, &k, s.keys, s.pad, s.k_rows);
+    load_rows(pack, &v, s.keys, s.pad, s.v_rows);
+    pack_columns(pack, s.k_rows, s.keys, s.pad, s.k_columns);
+    transpose_words(s.k_columns, s.keys / pack, s.pad, s.k_across);
     memset(s.dk, 0, bytes);
     memset(s.dv, 0, bytes);
+    products_begin();
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         for (int64_t first = 0; first < args->q_len; first += TILE) {
             backward_tile(pack, args, &s, batch, head, first);
         }
     }
+    products_end();
     store_rows(s.dk, s.pad, args->scale, &k, args->dk);
     store_rows(s.dv, s.pad, 1.0f, &v, args->dv);
 }

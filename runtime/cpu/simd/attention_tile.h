@@ -1,14 +1,16 @@
 /* What both directions of attention share: tiles in scratch and products of their strips.
  *
- * A tile is TILE queries or keys. Tiles of queries are taken a strip of STRIP rows at a time; the
- * keys of one key-value head are brought into scratch once. Products are of 32-bit words: one f32,
- * or two bf16 (`pack` = 2) where the processor multiplies such pairs. Pairs lie along the summed
+ * A tile is TILE queries or keys, of which a strip of STRIP rows is multiplied at a time; the keys
+ * of one key-value head are brought into scratch once. Products are of 32-bit words: one f32, or
+ * two bf16 (`pack` = 2) where the processor multiplies such pairs. Pairs lie along the summed
  * index, so a matrix is kept packed by rows (neighbours in a row share a word) as a left factor and
  * packed by columns as a right one; both are the same memory if pack is 1. Sums are f32.
- * Rows are padded with zeros to `pad` elements, tiles with zero rows. */
+ * Rows are padded with zeros to `pad` elements, tiles with zero rows. Where AMX multiplies pairs,
+ * rows and columns of products and the elements summed over are multiples of 32, zeros included. */
 #ifndef TSR_RUNTIME_CPU_ATTENTION_TILE_H
 #define TSR_RUNTIME_CPU_ATTENTION_TILE_H
 
+#include "runtime/cpu/simd/amx.h"
 #include "runtime/cpu/simd/simd.h"
 #include "runtime/cpu/simd/vec.h"
 
@@ -20,22 +22,31 @@
 #define MULTIPLY_ADD_PAIRS(sum, a, b) ((sum) + (a) * (b)) /* never reached */
 #endif
 
+#if defined(__AMX_BF16__)
+enum { STRIP = AMX_BLOCK, GRAIN = AMX_BLOCK };
+#else
+enum { STRIP = 4, GRAIN = VEC_N };
+#endif
+
 enum {
-    TILE = 64,
-    STRIP = 4,
-    STRIP_VECTORS = VEC_N == 16 ? 4 : 2 /* STRIP x this many sums fit the registers */
+    TILE = 64, /* a multiple of STRIP and of GRAIN, of which columns of products are multiples */
+    SUM_ROWS = 4,
+    SUM_VECTORS = VEC_N == 16 ? 4 : 2 /* SUM_ROWS x this many sums fit the registers */
 };
 
 /* One thread's scratch. Sizes in words; offsets are multiples of 16. */
 typedef struct attention_scratch {
-    float *k_columns, *v_columns;            /* [keys / pack, pad] */
-    float *k_transposed, *v_transposed;      /* [keys / TILE][pad / pack, TILE] */
-    float *dk, *dv;                          /* [keys, pad] f32 */
-    float *q_rows, *q_columns;               /* [TILE, pad / pack], [TILE / pack, pad] */
-    float *dout_rows, *dout_columns;         /* the same */
-    float *out;                              /* [TILE, pad] f32: out or dq */
-    float *p_columns, *ds_columns, *ds_rows; /* [TILE / pack, TILE], [TILE, TILE / pack] */
-    int64_t head_dim, width, pad, keys;      /* width, pad, keys: head_dim and kv_len, rounded up */
+    float *k_rows, *v_rows;                /* [keys, pad / pack] */
+    float *k_transposed;                   /* [keys / TILE][pad / pack, TILE] */
+    float *k_columns, *v_columns;          /* [keys / pack, pad] */
+    float *k_across;                       /* [pad, keys / pack], packed by rows */
+    float *dk, *dv;                        /* [keys, pad] f32 */
+    float *q_rows, *q_columns;             /* [TILE, pad / pack], [TILE / pack, pad] */
+    float *dout_rows, *dout_columns;       /* the same */
+    float *q_transposed, *dout_transposed; /* [pad / pack, TILE] */
+    float *out, *dq_across;                /* [TILE, pad], [pad, TILE] f32 */
+    float *p_rows, *ds_rows, *ds_columns;  /* [TILE, TILE / pack], [TILE / pack, TILE] */
+    int64_t head_dim, pad, keys;           /* pad, keys: head_dim and kv_len, rounded up */
 } attention_scratch;
 
 VEC_INLINE int64_t round_up(int64_t value, int64_t multiple)
@@ -65,31 +76,37 @@ VEC_INLINE size_t scratch_bytes(const tsr_attention_args *args)
     const int64_t pad = round_up(args->head_dim, VEC_N * pack_of(args));
     const int64_t keys = round_up(args->kv_len, TILE);
 
-    return (size_t)(6 * keys * pad + 5 * TILE * pad + 3 * TILE * TILE) * sizeof(float);
+    return (size_t)(6 * keys * pad + 8 * TILE * pad + 3 * TILE * TILE) * sizeof(float);
 }
 
+/* Rows and columns share memory if pack is 1, and so does what only one direction uses. */
 VEC_INLINE attention_scratch scratch_of_thread(const tsr_attention_args *args, int pack,
                                                float *base)
 {
-    attention_scratch s = {.head_dim = args->head_dim,
-                           .pad = round_up(args->head_dim, VEC_N * pack),
-                           .width = round_up(args->head_dim, VEC_N),
-                           .keys = round_up(args->kv_len, TILE)};
+    const int64_t pad = round_up(args->head_dim, VEC_N * pack);
+    const int64_t keys = round_up(args->kv_len, TILE), all = keys * pad, tile = TILE * pad;
+    attention_scratch s = {.head_dim = args->head_dim, .pad = pad, .keys = keys};
 
-    s.k_columns = base;
-    s.v_columns = s.k_columns + s.keys * s.pad;
-    s.k_transposed = s.v_columns + s.keys * s.pad;
-    s.v_transposed = s.k_transposed + s.keys * s.pad;
-    s.dk = s.v_transposed + s.keys * s.pad;
-    s.dv = s.dk + s.keys * s.pad;
-    s.out = s.dv + s.keys * s.pad;
-    s.q_rows = s.out + TILE * s.pad;
-    s.dout_rows = s.q_rows + TILE * s.pad;
-    s.q_columns = pack == 1 ? s.q_rows : s.dout_rows + TILE * s.pad;
-    s.dout_columns = pack == 1 ? s.dout_rows : s.q_columns + TILE * s.pad;
-    s.p_columns = s.out + 5 * TILE * s.pad;
-    s.ds_rows = s.p_columns + TILE * TILE;
-    s.ds_columns = pack == 1 ? s.ds_rows : s.ds_rows + TILE * TILE;
+    s.k_rows = base;
+    s.v_rows = base + all;
+    s.k_columns = pack == 1 ? s.k_rows : base + 2 * all;
+    s.v_columns = pack == 1 ? s.v_rows : base + 2 * all;
+    s.k_transposed = s.k_across = base + 3 * all;
+    s.dk = base + 4 * all;
+    s.dv = base + 5 * all;
+    base += 6 * all;
+    s.q_rows = base;
+    s.dout_rows = base + tile;
+    s.q_columns = pack == 1 ? s.q_rows : base + 2 * tile;
+    s.dout_columns = pack == 1 ? s.dout_rows : base + 3 * tile;
+    s.q_transposed = base + 4 * tile;
+    s.dout_transposed = base + 5 * tile;
+    s.out = base + 6 * tile;
+    s.dq_across = base + 7 * tile;
+    base += 8 * tile;
+    s.p_rows = base;
+    s.ds_rows = base + TILE * TILE;
+    s.ds_columns = pack == 1 ? s.ds_rows : base + 2 * TILE * TILE;
     return s;
 }
 
@@ -237,52 +254,44 @@ VEC_INLINE void transpose_square(const float *from, int64_t from_stride, float *
     }
 }
 
-/* rows[keys, words] to [keys / TILE][words, TILE] */
-VEC_INLINE void transpose_tiles(const float *rows, int64_t keys, int64_t words, float *to)
+/* from[rows, columns] to [columns, rows]; both multiples of VEC_N */
+VEC_INLINE void transpose_words(const float *from, int64_t rows, int64_t columns, float *to)
 {
-    for (int64_t tile = 0; tile < keys; tile += TILE) {
-        for (int64_t word = 0; word < words; word += VEC_N) {
-            for (int64_t key = 0; key < TILE; key += VEC_N) {
-                transpose_square(rows + (tile + key) * words + word, words,
-                                 to + tile * words + word * TILE + key, TILE);
-            }
+    for (int64_t col = 0; col < columns; col += VEC_N) {
+        for (int64_t row = 0; row < rows; row += VEC_N) {
+            transpose_square(from + row * columns + col, columns, to + col * rows + row, rows);
         }
     }
 }
 
-/* Where a factor or a sum lies; steps in words. */
-typedef struct left_factor {
-    const float *at;
-    int64_t row, next; /* steps to the next row, and to the next word of a row */
-} left_factor;
-
+/* Words or sums, `row` of them from row to row. */
 typedef struct matrix {
     float *at;
     int64_t row;
 } matrix;
 
-/* c[STRIP, vectors] (+)= a[STRIP, words] b[words, vectors], all sums in registers. */
-VEC_INLINE void strip_panel(int pack, int vectors, left_factor a, matrix b, int64_t words, matrix c,
+/* c[SUM_ROWS, vectors] (+)= a[SUM_ROWS, words] b[words, vectors], all sums in registers. */
+VEC_INLINE void strip_panel(int pack, int vectors, matrix a, matrix b, int64_t words, matrix c,
                             bool add)
 {
-    vec sum[STRIP][STRIP_VECTORS];
+    vec sum[SUM_ROWS][SUM_VECTORS];
 
 #pragma GCC unroll 4
-    for (int r = 0; r < STRIP; ++r) {
+    for (int r = 0; r < SUM_ROWS; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             sum[r][v] = add ? vec_load(c.at + r * c.row + v * VEC_N) : (vec){0};
         }
     }
-    for (int64_t i = 0; i < words; ++i, a.at += a.next, b.at += b.row) {
-        vec line[STRIP_VECTORS];
+    for (int64_t i = 0; i < words; ++i, ++a.at, b.at += b.row) {
+        vec line[SUM_VECTORS];
 
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             line[v] = vec_load(b.at + v * VEC_N);
         }
 #pragma GCC unroll 4
-        for (int r = 0; r < STRIP; ++r) {
+        for (int r = 0; r < SUM_ROWS; ++r) {
             const vec factor = vec_set(a.at[r * a.row]);
 
 #pragma GCC unroll 4
@@ -293,7 +302,7 @@ VEC_INLINE void strip_panel(int pack, int vectors, left_factor a, matrix b, int6
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < STRIP; ++r) {
+    for (int r = 0; r < SUM_ROWS; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             vec_store(c.at + r * c.row + v * VEC_N, sum[r][v]);
@@ -301,19 +310,27 @@ VEC_INLINE void strip_panel(int pack, int vectors, left_factor a, matrix b, int6
     }
 }
 
-/* The same for any multiple of VEC_N columns, and summed over `depth` elements. */
-VEC_INLINE void strip_product(int pack, left_factor a, matrix b, int64_t depth, matrix c,
+/* c[STRIP, columns] (+)= a[STRIP, depth] b[depth, columns]; depth in elements, columns a multiple
+ * of GRAIN. */
+VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matrix c,
                               int64_t columns, bool add)
 {
+#if defined(__AMX_BF16__)
+    (void)pack;
+    for (int64_t col = 0; col < columns; col += AMX_BLOCK) {
+        amx_block(a.at, a.row, b.at + col, b.row, round_up(depth, AMX_BLOCK) / 2, c.at + col, c.row,
+                  add);
+    }
+#else
     const int64_t words = (depth + pack - 1) / pack;
     float *const end = c.at + columns;
 
-    while (c.at + STRIP_VECTORS * VEC_N <= end) {
-        strip_panel(pack, STRIP_VECTORS, a, b, words, c, add);
-        b.at += STRIP_VECTORS * VEC_N;
-        c.at += STRIP_VECTORS * VEC_N;
+    while (c.at + SUM_VECTORS * VEC_N <= end) {
+        strip_panel(pack, SUM_VECTORS, a, b, words, c, add);
+        b.at += SUM_VECTORS * VEC_N;
+        c.at += SUM_VECTORS * VEC_N;
     }
-    if (STRIP_VECTORS > 2 && c.at + 2 * VEC_N <= end) {
+    if (SUM_VECTORS > 2 && c.at + 2 * VEC_N <= end) {
         strip_panel(pack, 2, a, b, words, c, add);
         b.at += 2 * VEC_N;
         c.at += 2 * VEC_N;
@@ -321,6 +338,22 @@ VEC_INLINE void strip_product(int pack, left_factor a, matrix b, int64_t depth, 
     if (c.at < end) {
         strip_panel(pack, 1, a, b, words, c, add);
     }
+#endif
+}
+
+/* Before and after the products of a thread. */
+VEC_INLINE void products_begin(void)
+{
+#if defined(__AMX_BF16__)
+    amx_begin();
+#endif
+}
+
+VEC_INLINE void products_end(void)
+{
+#if defined(__AMX_BF16__)
+    amx_end();
+#endif
 }
 
 #endif
