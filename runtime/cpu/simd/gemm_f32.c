@@ -7,7 +7,8 @@
  * MiB. */
 enum { MOST_PACKED = 128 * 1024, MOST_SUMS = 592 * STRIP * PANEL };
 
-/* Strips whose rows fill whole lines of a transposed c. */
+/* Strips that are copied, multiplied and written together: their rows fill whole lines of memory,
+ * of a as of a transposed c. */
 enum { GROUP = 8, GROUP_ROWS = GROUP * STRIP };
 _Static_assert(GROUP_ROWS % LINE_FLOATS == 0, "a group of strips is whole lines");
 
@@ -19,7 +20,7 @@ enum {
 
 size_t tsr_gemm_f32_scratch_bytes(void)
 {
-    return ((size_t)PANEL_FLOATS + 2 * STRIP_FLOATS + MOST_SUMS) * sizeof(float);
+    return ((size_t)PANEL_FLOATS + 2 * GROUP * STRIP_FLOATS + MOST_SUMS) * sizeof(float);
 }
 
 static int64_t least(int64_t a, int64_t b)
@@ -80,32 +81,36 @@ static void pack_panels(const tsr_gemm_side *b, int64_t columns, int64_t steps, 
     }
 }
 
-/* To copy strip a of p, of which `rows` are left, while `tiles` tiles are multiplied. */
-static next_strip approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *a, int64_t rows,
-                              int64_t tiles, float *to)
+/* To copy the group of strips that begins at a, of which `rows` are left, while `tiles` tiles are
+ * multiplied. */
+static next_strips approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *a, int64_t rows,
+                               int64_t tiles, float *to)
 {
     const int64_t times = tiles * ((p->k + APPROACH_STEPS - 1) / APPROACH_STEPS);
-    next_strip next = {.at = a->at, .to = to};
+    next_strips next = {.at = a->at, .to = to};
 
-    rows = least(rows, STRIP);
-    if (a->along == 1) {
+    rows = least(rows, GROUP_ROWS);
+    if (a->along == 1) { /* a row of all steps after the other, piece by piece a line */
         next.columns = (p->k + LINE_FLOATS - 1) / LINE_FLOATS;
+        next.piece = next.to_piece = LINE_FLOATS;
         next.row_step = a->outer;
         next.to_step = along_layout.row;
         next.last = first_lanes(p->k - (next.columns - 1) * LINE_FLOATS);
         next.left = rows * next.columns;
-    } else {
-        next.columns = 1;
+    } else { /* a step of all rows after the other, piece by piece a strip */
+        next.columns = (rows + STRIP - 1) / STRIP;
+        next.piece = STRIP;
+        next.to_piece = STRIP_FLOATS;
         next.row_step = a->along;
         next.to_step = across_layout.step;
-        next.last = first_lanes(rows);
-        next.left = p->k;
+        next.last = first_lanes(rows - (next.columns - 1) * STRIP);
+        next.left = p->k * next.columns;
     }
     next.at_once = (next.left + times - 1) / times;
     const int64_t distance = 2 * next.at_once;
     for (int64_t i = 0; i < distance; ++i) {
         const float *early = a->at + i / next.columns * next.row_step;
-        __builtin_prefetch(early + i % next.columns * LINE_FLOATS);
+        __builtin_prefetch(early + i % next.columns * next.piece);
     }
     next.ahead = a->at + distance / next.columns * next.row_step;
     next.ahead_column = distance % next.columns;
@@ -154,7 +159,7 @@ static void put_columns(float block[GROUP_ROWS][PANEL], const tsr_gemm_f32_args 
         p->is_far && !p->accumulate && p->c_outer_b % LINE_FLOATS == 0 && (uintptr_t)c % LINE == 0;
 
     for (int64_t j = 0; j < least(columns, PANEL); j += VEC_N) {
-        for (int64_t i = 0; i < least(rows, GROUP_ROWS); i += VEC_N) {
+        for (int64_t i = 0; i < rows; i += VEC_N) {
             const __mmask16 lanes = first_lanes(rows - i);
             vec v[VEC_N];
 
@@ -181,7 +186,7 @@ static void put_columns(float block[GROUP_ROWS][PANEL], const tsr_gemm_f32_args 
 /* Some rows of a tile: as many vectors as columns need. */
 VEC_INLINE void multiply_rows(const float *strip, strip_layout layout, const float *panel,
                               int64_t steps, int rows, int64_t columns, bool is_first,
-                              next_strip *next, float tile[STRIP][PANEL])
+                              next_strips *next, float tile[STRIP][PANEL])
 {
     if (columns > VEC_N) {
         multiply_tile(strip, layout, panel, steps, rows, 2, is_first, next, tile);
@@ -193,7 +198,7 @@ VEC_INLINE void multiply_rows(const float *strip, strip_layout layout, const flo
 /* The tile of a strip of which `rows` are left and a panel of which `columns` are left. */
 VEC_INLINE void multiply_part(const float *strip, strip_layout layout, const float *panel,
                               int64_t steps, int64_t rows, int64_t columns, bool is_first,
-                              next_strip *next, float tile[STRIP][PANEL])
+                              next_strips *next, float tile[STRIP][PANEL])
 {
     if (rows > 8) {
         multiply_rows(strip, layout, panel, steps, STRIP, columns, is_first, next, tile);
@@ -204,19 +209,26 @@ VEC_INLINE void multiply_part(const float *strip, strip_layout layout, const flo
     }
 }
 
-/* Where the sums of strip i and panel j are kept: the tiles of a group one after the other, of all
- * strips if there are more passes to come, else of one group; what is put into rows of c at once
- * shares one tile. */
-static float (*tile_of(const tsr_gemm_f32_args *p, float (*tiles)[STRIP][PANEL], int64_t i,
-                       int64_t j, bool is_alone))[STRIP][PANEL]
+/* Where the sums of a group of strips and panel j are kept: of all groups if there are more passes
+ * to come, else of one group and panel at a time. */
+static float (*tiles_of(const tsr_gemm_f32_args *p, float (*tiles)[STRIP][PANEL], int64_t i,
+                        int64_t j, bool is_alone))[STRIP][PANEL]
 {
     const int64_t across = (p->n + PANEL - 1) / PANEL;
-    const int64_t group = is_alone ? 0 : i / GROUP_ROWS;
 
-    if (is_alone && p->c_outer_b == 1) {
-        return tiles;
+    return is_alone ? tiles : tiles + (i / GROUP_ROWS * across + j / PANEL) * GROUP;
+}
+
+static void put_group(float (*tiles)[STRIP][PANEL], const tsr_gemm_f32_args *p, float *c,
+                      int64_t rows, int64_t columns)
+{
+    if (p->c_outer_b != 1) {
+        put_columns(tiles[0], p, c, rows, columns);
+        return;
     }
-    return tiles + (group * across + j / PANEL) * GROUP + i / STRIP % GROUP;
+    for (int64_t i = 0; i < rows; i += STRIP) {
+        put_rows(tiles[i / STRIP], p, c + i * p->c_outer_a, rows - i, columns, p->accumulate);
+    }
 }
 
 /* One pass over all strips of a, with the panels of its steps: sums start, go on or end in
@@ -226,35 +238,36 @@ VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
                                 bool is_first, bool is_last)
 {
     const int64_t across = (p->n + PANEL - 1) / PANEL;
-    next_strip next = approach_of(p, &p->a, p->m, 1, strips);
+    float *group = strips, *other = strips + GROUP * STRIP_FLOATS;
+    next_strips next = approach_of(p, &p->a, p->m, 1, group);
 
     next.at_once = next.left; /* there is nothing to do meanwhile */
     approach(&next);
-    for (int64_t i = 0; i < p->m; i += STRIP) {
-        const float *strip = strips + i / STRIP % 2 * STRIP_FLOATS;
-        float *other = strips + (i / STRIP + 1) % 2 * STRIP_FLOATS;
-        const tsr_gemm_side later = from(&p->a, i + STRIP, 0);
+    for (int64_t i = 0; i < p->m; i += GROUP_ROWS) {
+        const tsr_gemm_side later = from(&p->a, i + GROUP_ROWS, 0);
+        const int64_t rows = least(GROUP_ROWS, p->m - i);
 
-        if (i + STRIP < p->m) {
-            next = approach_of(p, &later, p->m - i - STRIP, across, other);
+        if (i + GROUP_ROWS < p->m) {
+            next = approach_of(p, &later, p->m - i - GROUP_ROWS, across * GROUP, other);
         }
         for (int64_t j = 0; j < p->n; j += PANEL) {
-            float(*tile)[STRIP][PANEL] = tile_of(p, tiles, i, j, is_first && is_last);
+            float(*tile)[STRIP][PANEL] = tiles_of(p, tiles, i, j, is_first && is_last);
             float *c = p->c + i * p->c_outer_a + j * p->c_outer_b;
-            const float *panel = panels + j * p->k;
 
-            if (is_last) {
-                expect_tile(p, c, p->m - i);
+            for (int64_t row = 0; row < rows; row += STRIP) {
+                if (is_last) {
+                    expect_tile(p, c + row * p->c_outer_a, rows - row);
+                }
+                multiply_part(group + row / STRIP * STRIP_FLOATS, layout, panels + j * p->k, p->k,
+                              rows - row, p->n - j, is_first, &next, tile[row / STRIP]);
             }
-            multiply_part(strip, layout, panel, p->k, p->m - i, p->n - j, is_first, &next, *tile);
-            if (is_last && p->c_outer_b == 1) {
-                put_rows(*tile, p, c, p->m - i, p->n - j, p->accumulate);
-            } else if (is_last && (i + STRIP >= p->m || i / STRIP % GROUP == GROUP - 1)) {
-                const int64_t ahead = i % GROUP_ROWS;
-
-                put_columns(tile[-(ahead / STRIP)], p, c - ahead, p->m - i + ahead, p->n - j);
+            if (is_last) {
+                put_group(tile, p, c, rows, p->n - j);
             }
         }
+        float *const used = group;
+        group = other;
+        other = used;
     }
 }
 
@@ -265,7 +278,8 @@ void tsr_avx512_gemm_f32(const tsr_gemm_f32_args *args, float *scratch)
     const int64_t columns = even_part(args->n, most_columns / PANEL * PANEL, PANEL);
     const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / GROUP_ROWS * GROUP_ROWS;
     float *panels = scratch, *strips = panels + PANEL_FLOATS;
-    float(*tiles)[STRIP][PANEL] = (float(*)[STRIP][PANEL])(void *)(strips + 2 * STRIP_FLOATS);
+    float(*tiles)[STRIP][PANEL] =
+        (float(*)[STRIP][PANEL])(void *)(strips + 2 * GROUP * STRIP_FLOATS);
 
     for (int64_t j = 0; j < args->n; j += columns) {
         for (int64_t i = 0; i < args->m; i += rows) {

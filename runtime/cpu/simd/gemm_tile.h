@@ -38,32 +38,32 @@ enum { MOST_STEPS = 512, LINE_FLOATS = 16, LINE = 64 };
 
 static const strip_layout along_layout = {MOST_STEPS + LINE_FLOATS, 1}, across_layout = {1, STRIP};
 
-/* The strip to come, copied while this one is multiplied, a little at a time. Its lines are fetched
- * shortly before: rows of 14 far apart in memory fall into few sets of the caches and would not
- * stay longer there. */
-typedef struct next_strip {
+/* The strips to come, copied while these are multiplied, a little at a time, in the order of
+ * memory. Their lines are fetched shortly before: rows far apart in memory fall into few sets of
+ * the caches and would not stay longer there. */
+typedef struct next_strips {
     const float *at, *ahead; /* rows to copy and to fetch, */
     float *to;
-    int64_t column, ahead_column, columns; /* in pieces of a line, */
+    int64_t column, ahead_column, columns; /* in pieces */
+    int64_t piece, to_piece;               /* that lie this many floats apart */
     int64_t row_step, to_step;
     __mmask16 last;        /* lanes of the last piece of a row */
     int64_t left, at_once; /* pieces */
-} next_strip;
+} next_strips;
 
-VEC_INLINE void approach(next_strip *next)
+VEC_INLINE void approach(next_strips *next)
 {
     for (int64_t i = 0; i < next->at_once && next->left > 0; ++i, --next->left) {
-        const float *ahead = next->ahead + next->ahead_column * LINE_FLOATS;
-        const int64_t at = next->column * LINE_FLOATS;
+        const float *from = next->at + next->column * next->piece;
+        float *to = next->to + next->column * next->to_piece;
         const bool is_last = ++next->column == next->columns;
 
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + STRIP - 1);
+        __builtin_prefetch(next->ahead + next->ahead_column * next->piece);
         if (++next->ahead_column == next->columns) {
             next->ahead_column = 0;
             next->ahead += next->row_step;
         }
-        vec_store(next->to + at, load_lanes(next->at + at, is_last ? next->last : 0xffff));
+        vec_store(to, load_lanes(from, is_last ? next->last : 0xffff));
         if (is_last) {
             next->column = 0;
             next->at += next->row_step;
@@ -78,7 +78,7 @@ enum { APPROACH_STEPS = 32 };
 /* tile[i][j] = (0 or itself) + sum over r of a(i, r) b[r][j], for the first `rows` rows of the
  * strip and `vectors` vectors of the panel */
 VEC_INLINE void multiply_tile(const float *a, strip_layout layout, const float *b, int64_t steps,
-                              int rows, int vectors, bool is_first, next_strip *next,
+                              int rows, int vectors, bool is_first, next_strips *next,
                               float tile[STRIP][PANEL])
 {
     vec sum[STRIP][2] = {0};
