@@ -95,25 +95,25 @@ static next_strips approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *
         next.piece = next.to_piece = LINE_FLOATS;
         next.row_step = a->outer;
         next.to_step = along_layout.row;
+        next.lanes = first_lanes(LINE_FLOATS);
         next.last = first_lanes(p->k - (next.columns - 1) * LINE_FLOATS);
-        next.left = rows * next.columns;
+        next.left = rows;
     } else { /* a step of all rows after the other, piece by piece a strip */
         next.columns = (rows + STRIP - 1) / STRIP;
         next.piece = STRIP;
         next.to_piece = STRIP_FLOATS;
         next.row_step = a->along;
         next.to_step = across_layout.step;
+        next.lanes = first_lanes(STRIP);
         next.last = first_lanes(rows - (next.columns - 1) * STRIP);
-        next.left = p->k * next.columns;
+        next.left = p->k;
     }
+    next.left *= (next.columns + BUNDLE - 1) / BUNDLE;
     next.at_once = (next.left + times - 1) / times;
-    const int64_t distance = 2 * next.at_once;
-    for (int64_t i = 0; i < distance; ++i) {
-        const float *early = a->at + i / next.columns * next.row_step;
-        __builtin_prefetch(early + i % next.columns * next.piece);
+    next.ahead = a->at;
+    for (int64_t i = 0; i < least(2 * next.at_once, next.left); ++i) {
+        fetch_bundle(&next); /* and so fetching stays ahead of copying by as many */
     }
-    next.ahead = a->at + distance / next.columns * next.row_step;
-    next.ahead_column = distance % next.columns;
     return next;
 }
 

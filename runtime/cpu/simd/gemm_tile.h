@@ -39,32 +39,62 @@ enum { MOST_STEPS = 512, LINE_FLOATS = 16, LINE = 64 };
 static const strip_layout along_layout = {MOST_STEPS + LINE_FLOATS, 1}, across_layout = {1, STRIP};
 
 /* The strips to come, copied while these are multiplied, a little at a time, in the order of
- * memory. Their lines are fetched shortly before: rows far apart in memory fall into few sets of
- * the caches and would not stay longer there. */
+ * memory: pieces of a vector, some of them in a row, BUNDLE at a time. Their lines are fetched
+ * shortly before: rows far apart in memory fall into few sets of the caches and would not stay
+ * longer there. */
 typedef struct next_strips {
-    const float *at, *ahead; /* rows to copy and to fetch, */
+    const float *at, *ahead; /* rows to copy and to fetch */
     float *to;
     int64_t column, ahead_column, columns; /* in pieces */
     int64_t piece, to_piece;               /* that lie this many floats apart */
     int64_t row_step, to_step;
-    __mmask16 last;        /* lanes of the last piece of a row */
-    int64_t left, at_once; /* pieces */
+    __mmask16 lanes, last; /* of a piece, and of the last one of a row */
+    int64_t left, at_once; /* bundles */
 } next_strips;
+
+enum { BUNDLE = 8 };
+
+VEC_INLINE void copy_bundle(const next_strips *next)
+{
+    const float *from = next->at + next->column * next->piece;
+    const int64_t count = next->columns - next->column;
+    float *to = next->to + next->column * next->to_piece;
+
+    if (count > BUNDLE || (count == BUNDLE && next->last == next->lanes)) {
+#pragma GCC unroll 8
+        for (int i = 0; i < BUNDLE; ++i) {
+            vec_store(to + i * next->to_piece, load_lanes(from + i * next->piece, next->lanes));
+        }
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        const __mmask16 lanes = i == count - 1 ? next->last : next->lanes;
+        vec_store(to + i * next->to_piece, load_lanes(from + i * next->piece, lanes));
+    }
+}
+
+VEC_INLINE void fetch_bundle(next_strips *next)
+{
+    const float *ahead = next->ahead + next->ahead_column * next->piece;
+
+#pragma GCC unroll 8
+    for (int i = 0; i < BUNDLE; ++i) {
+        __builtin_prefetch(ahead + i * next->piece);
+    }
+    next->ahead_column += BUNDLE;
+    if (next->ahead_column >= next->columns) {
+        next->ahead_column = 0;
+        next->ahead += next->row_step;
+    }
+}
 
 VEC_INLINE void approach(next_strips *next)
 {
     for (int64_t i = 0; i < next->at_once && next->left > 0; ++i, --next->left) {
-        const float *from = next->at + next->column * next->piece;
-        float *to = next->to + next->column * next->to_piece;
-        const bool is_last = ++next->column == next->columns;
-
-        __builtin_prefetch(next->ahead + next->ahead_column * next->piece);
-        if (++next->ahead_column == next->columns) {
-            next->ahead_column = 0;
-            next->ahead += next->row_step;
-        }
-        vec_store(to, load_lanes(from, is_last ? next->last : 0xffff));
-        if (is_last) {
+        fetch_bundle(next);
+        copy_bundle(next);
+        next->column += BUNDLE;
+        if (next->column >= next->columns) {
             next->column = 0;
             next->at += next->row_step;
             next->to += next->to_step;
@@ -73,7 +103,7 @@ VEC_INLINE void approach(next_strips *next)
 }
 
 /* Steps between two approaches: far more than it takes to have so few lines under way. */
-enum { APPROACH_STEPS = 32 };
+enum { APPROACH_STEPS = 64 };
 
 /* tile[i][j] = (0 or itself) + sum over r of a(i, r) b[r][j], for the first `rows` rows of the
  * strip and `vectors` vectors of the panel */
