@@ -68,8 +68,9 @@ const cli_command cli_bench = {
     .arguments = "step RUN.ini [--steps N] | ops | comm | imbalance [--modelled]",
     .summary = "Time training steps on random tokens, operators, collectives; compare placements.",
     .details =
-        "step needs no data and writes no files. ops checks each operator against its plain twin\n"
-        "first, then reports its rate and its share of the bound measured in the same run.\n"
+        "step needs no data and writes no files; its learning rate is 1e-6: loads stay even.\n"
+        "ops checks each operator against its plain twin first, then reports its rate and its\n"
+        "share of the bound measured in the same run.\n"
         "comm checks and times what ranks send each other, from 1 KiB to --max-mib by factors of "
         "4:\n"
         "min, median and p90 of the slowest rank in each round. Sizes and bandwidths are those of\n"

@@ -1,8 +1,12 @@
-/* `tessera bench step`: the training step as it is, on random tokens. */
+/* `tessera bench step`: the training step as it is, on random tokens, of a model that stays as it
+ * was made: from noise a gate learns within a few steps to send most tokens to few experts, which
+ * real text does not teach it. */
 #include "launch/bench.h"
 #include "launch/trainer.h"
 
 #include <jansson.h>
+
+static const double held_lr = 1e-6;
 
 enum { WARM_UP = 2, PROFILED = 2, MAX_STEPS = 10000 };
 
@@ -111,6 +115,7 @@ static tsr_status read_settings(const cli_values *values, world *w, settings *s,
     TSR_CHECK(values->positional_count == 2, TSR_ERR_ARG, "bench step: missing RUN.ini");
     TSR_TRY(cli_get_int(&cli_bench, values, "steps", 1, MAX_STEPS, 8, steps));
     TSR_TRY(settings_read_file(s, w->comm, values->positional[1], values->set, values->set_count));
+    s->optim.lr = s->optim.min_lr = held_lr;
     return world_set_run(w, s->run.timeout_s, &s->topology);
 }
 
