@@ -42,9 +42,9 @@ typedef struct report_validation {
 } report_validation;
 
 typedef struct report {
-    report_step *steps; /* ascending; of a step that was run again, the later line */
+    report_step *steps; /* ascending; after a resume nothing of an earlier try beyond its step */
     int64_t step_count, step_room;
-    report_validation *validations;
+    report_validation *validations; /* likewise */
     int64_t validation_count, validation_room;
     int64_t resumes, bad_lines;
 } report;

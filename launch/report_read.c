@@ -76,12 +76,25 @@ static tsr_status grow(void **block, int64_t count, int64_t *room, size_t size)
     return TSR_OK;
 }
 
-/* A step that is run again takes the place of the first try, and of what followed it. */
-static tsr_status add_step(report *r, const json_t *line, int64_t step)
+static void drop_validations_after(report *r, int64_t step)
 {
-    while (r->step_count > 0 && r->steps[r->step_count - 1].step >= step) {
+    while (r->validation_count > 0 && r->validations[r->validation_count - 1].step > step) {
+        --r->validation_count;
+    }
+}
+
+/* The run went on from this step: what an earlier try did beyond it is not this run's. */
+static void drop_after(report *r, int64_t step)
+{
+    while (r->step_count > 0 && r->steps[r->step_count - 1].step > step) {
         --r->step_count;
     }
+    drop_validations_after(r, step);
+}
+
+static tsr_status add_step(report *r, const json_t *line, int64_t step)
+{
+    drop_after(r, step - 1);
     TSR_TRY(grow((void **)&r->steps, r->step_count, &r->step_room, sizeof *r->steps));
     report_step *to = &r->steps[r->step_count++];
     to->step = step;
@@ -95,9 +108,7 @@ static tsr_status add_step(report *r, const json_t *line, int64_t step)
 
 static tsr_status add_validation(report *r, int64_t step, double loss)
 {
-    while (r->validation_count > 0 && r->validations[r->validation_count - 1].step >= step) {
-        --r->validation_count;
-    }
+    drop_validations_after(r, step - 1);
     TSR_TRY(grow((void **)&r->validations, r->validation_count, &r->validation_room,
                  sizeof *r->validations));
     r->validations[r->validation_count++] = (report_validation){step, loss};
@@ -109,10 +120,12 @@ static tsr_status add_line(report *r, const char *text)
     json_t *line = json_loads(text, 0, NULL);
     const json_t *step = json_object_get(line, "step");
     const json_t *valid = json_object_get(line, "valid_loss");
+    const json_t *resumed = json_object_get(line, "resumed_from");
     tsr_status st = TSR_OK;
 
-    if (json_object_get(line, "resumed_from") != NULL) {
+    if (json_is_integer(resumed)) {
         ++r->resumes;
+        drop_after(r, json_integer_value(resumed));
     } else if (!json_is_integer(step)) {
         ++r->bad_lines;
     } else if (json_is_number(valid)) {

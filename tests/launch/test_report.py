@@ -52,6 +52,27 @@ def later_lines_count_and_damage_is_told():
         check(len(rows) == 11 and rows[7].split()[0] == "7", rows)
 
 
+def what_a_resumed_run_left_behind_is_dropped():
+    def valid(n, loss):
+        return {"step": n, "valid_loss": loss, "valid_tokens": 10}
+
+    first = [step(n, loss=9.0) for n in range(1, 5)] + [valid(4, 4.4)] + [step(n) for n in range(5, 9)] + [valid(8, 2.0)]
+    with Folder() as made:
+        for again, last, best in (([], 5, (4.4, 4)),                                    # nothing was done since
+                                  ([step(n, loss=1.0) for n in (6, 7)], 7, (4.4, 4)),   # stopped before the old end
+                                  ([step(n, loss=1.0) for n in range(6, 11)] + [valid(10, 3.0)], 10, (3.0, 10))):
+            write_run(made.path, first + [{"resumed_from": 5}] + again)
+            told = json.loads(report(made.path, "--json").stdout)
+            check((told["last_step"], told["resumes"], told["bad_lines"]) == (last, 1, 0), told)
+            check((told["best_valid_loss"], told["best_valid_step"]) == best, told)
+            for name, count in (("steps", last), ("validations", len([line for line in again if "valid_loss" in line]) + 1)):
+                rows = open(os.path.join(made.path, "report", name + ".dat")).read().splitlines()
+                check(len(rows) == count + 1, rows)
+        write_run(made.path, first + [step(n, loss=1.0) for n in range(5, 8)])  # a run again, without a word
+        told = json.loads(report(made.path, "--json").stdout)
+        check((told["last_step"], told["best_valid_step"]) == (7, 4), told)
+
+
 def pictures_are_drawn():
     if shutil.which("gnuplot") is None:
         print("gnuplot is not installed: pictures are not tested")
@@ -96,4 +117,4 @@ def bad_runs_are_told():
 
 
 
-main([later_lines_count_and_damage_is_told, pictures_are_drawn, a_run_records_loads_and_a_trace, bad_runs_are_told])
+main([later_lines_count_and_damage_is_told, what_a_resumed_run_left_behind_is_dropped, pictures_are_drawn, a_run_records_loads_and_a_trace, bad_runs_are_told])
