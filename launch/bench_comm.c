@@ -3,6 +3,7 @@
 #include "launch/bench.h"
 #include "launch/comm_cases.h"
 #include "launch/devices.h"
+#include "launch/figure.h"
 #include "launch/peak.h"
 
 #include <jansson.h>
@@ -195,20 +196,21 @@ static void add_case(comm_bench *b, const comm_case *c, const comm_line *lines, 
         json_t *sent = json_object();
 
         for (int link = 0; link < TSR_LINKS; ++link) {
-            (void)json_object_set_new(sent, link_names[link], json_real(l->sent[link]));
+            (void)json_object_set_new(sent, link_names[link], figure_json(l->sent[link]));
         }
         (void)json_array_append_new(
-            rows,
-            json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o}", "bytes", (json_int_t)l->bytes,
-                      "us_min", l->min * 1e6, "us_median", l->median * 1e6, "us_p90", l->p90 * 1e6,
-                      "algorithm_gb_per_s", l->algorithm * 1e-9, "bus_gb_per_s", l->bus * 1e-9,
-                      "us_model", l->model * 1e6, "model_error", l->error, "sent", sent));
+            rows, json_pack("{s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "bytes", (json_int_t)l->bytes,
+                            "us_min", figure_json(l->min * 1e6), "us_median",
+                            figure_json(l->median * 1e6), "us_p90", figure_json(l->p90 * 1e6),
+                            "algorithm_gb_per_s", figure_json(l->algorithm * 1e-9), "bus_gb_per_s",
+                            figure_json(l->bus * 1e-9), "us_model", figure_json(l->model * 1e6),
+                            "model_error", figure_json(l->error), "sent", sent));
     }
-    json_t *object = json_pack("{s:s,s:s,s:f,s:o}", "name", c->name, "memory",
+    json_t *object = json_pack("{s:s,s:s,s:o,s:o}", "name", c->name, "memory",
                                b->job.on_device ? tsr_device_name(b->job.device) : "host",
-                               "alpha_us", m->alpha * 1e6, "lines", rows);
+                               "alpha_us", figure_json(m->alpha * 1e6), "lines", rows);
     (void)json_object_set_new(object, "beta_gb_per_s",
-                              m->per_byte > 0.0 ? json_real(1e-9 / m->per_byte) : json_null());
+                              m->per_byte > 0.0 ? figure_json(1e-9 / m->per_byte) : json_null());
     (void)json_array_append_new(b->cases, object);
 }
 

@@ -1,6 +1,7 @@
 /* `tessera bench imbalance --modelled`: every policy of placement against ep and against even
  * loads, by the cost model. */
 #include "launch/bench.h"
+#include "launch/figure.h"
 #include "launch/imbalance.h"
 
 #include <jansson.h>
@@ -119,14 +120,16 @@ static void print_row(FILE *to, const char *name, const imbalance_result *x, dou
 
 static json_t *row_object(const char *name, const imbalance_result *x, double ep_s, double even_s)
 {
-    return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}",
-                     "policy", name, "max_over_mean", x->ratio, "worst_max_over_mean",
-                     x->worst_ratio, "layer_s", x->step_s, "speedup_over_ep", ep_s / x->step_s,
-                     "share_of_even", even_s / x->step_s, "exchange_s", x->exchange_s, "experts_s",
-                     x->compute_s, "exposed_s", x->exposed_s, "hidden_s", x->hidden_s, "copies",
-                     x->copies, "spilled", x->spilled, "experts_moved", x->moved, "node_bytes",
-                     x->node_bytes, "network_bytes", x->network_bytes, "weight_bytes",
-                     x->weight_bytes, "memory_bytes", x->memory_bytes);
+    return json_pack(
+        "{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "policy", name,
+        "max_over_mean", figure_json(x->ratio), "worst_max_over_mean", figure_json(x->worst_ratio),
+        "layer_s", figure_json(x->step_s), "speedup_over_ep", figure_json(ep_s / x->step_s),
+        "share_of_even", figure_json(even_s / x->step_s), "exchange_s", figure_json(x->exchange_s),
+        "experts_s", figure_json(x->compute_s), "exposed_s", figure_json(x->exposed_s), "hidden_s",
+        figure_json(x->hidden_s), "copies", figure_json(x->copies), "spilled",
+        figure_json(x->spilled), "experts_moved", figure_json(x->moved), "node_bytes",
+        figure_json(x->node_bytes), "network_bytes", figure_json(x->network_bytes), "weight_bytes",
+        figure_json(x->weight_bytes), "memory_bytes", figure_json(x->memory_bytes));
 }
 
 static tsr_status run_size(const request *r, int ranks, FILE *to, json_t *groups)

@@ -1,5 +1,6 @@
 /* `tessera bench imbalance`: policies of placement against ep and against even loads, trained. */
 #include "launch/bench.h"
+#include "launch/figure.h"
 #include "launch/imbalance.h"
 #include "launch/imbalance_real.h"
 
@@ -68,24 +69,28 @@ static void print_row(const imbalance_bench *b, const imbalance_contender *c)
 static json_t *row_object(const imbalance_bench *b, const imbalance_contender *c)
 {
     json_t *bytes = json_object(), *memory = json_object();
-    json_t *plan = json_pack("{s:f,s:f,s:f,s:f}", "weights", (double)c->plan.weights, "gradients",
-                             (double)c->plan.gradients, "optimizer", (double)c->plan.optimizer,
-                             "activations_and_workspace", (double)c->plan.activations);
+    json_t *plan = json_pack("{s:o,s:o,s:o,s:o}", "weights", figure_json((double)c->plan.weights),
+                             "gradients", figure_json((double)c->plan.gradients), "optimizer",
+                             figure_json((double)c->plan.optimizer), "activations_and_workspace",
+                             figure_json((double)c->plan.activations));
 
     for (int i = 0; i < TSR_TRAFFICS; ++i) {
-        (void)json_object_set_new(bytes, tsr_traffic_name((tsr_traffic)i), json_real(c->bytes[i]));
+        (void)json_object_set_new(bytes, tsr_traffic_name((tsr_traffic)i),
+                                  figure_json(c->bytes[i]));
     }
     for (int i = 0; i < TSR_MEM_TAGS; ++i) {
         (void)json_object_set_new(memory, tsr_mem_tag_name((tsr_mem_tag)i),
-                                  json_real(c->memory[i]));
+                                  figure_json(c->memory[i]));
     }
-    return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:f,s:o}", "policy",
-                     c->name, "max_over_mean_of_owners", c->before, "max_over_mean", c->after,
-                     "worst_max_over_mean", c->worst, "projected_share_of_even", by_balance(b, c),
-                     "step_ms", c->median_ms, "least_step_ms", c->least_ms, "speedup_over_ep",
-                     c->over_ep, "share_of_even", c->of_even, "copies", c->copies, "exposed_ms",
-                     c->exposed_ms, "loss", c->loss, "bytes", bytes, "memory", memory,
-                     "memory_bytes", imbalance_model_memory(c), "planned_memory", plan);
+    return json_pack(
+        "{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "policy", c->name,
+        "max_over_mean_of_owners", figure_json(c->before), "max_over_mean", figure_json(c->after),
+        "worst_max_over_mean", figure_json(c->worst), "projected_share_of_even",
+        figure_json(by_balance(b, c)), "step_ms", figure_json(c->median_ms), "least_step_ms",
+        figure_json(c->least_ms), "speedup_over_ep", figure_json(c->over_ep), "share_of_even",
+        figure_json(c->of_even), "copies", figure_json(c->copies), "exposed_ms",
+        figure_json(c->exposed_ms), "loss", figure_json(c->loss), "bytes", bytes, "memory", memory,
+        "memory_bytes", figure_json(imbalance_model_memory(c)), "planned_memory", plan);
 }
 
 static void report(const imbalance_bench *b, const char *load)
@@ -99,13 +104,13 @@ static void report(const imbalance_bench *b, const char *load)
         (void)json_array_append_new(rows, row_object(b, &b->contender[i]));
     }
     if (b->w->json || b->w->people != stdout) {
-        json_t *object = json_pack("{s:b,s:s,s:s,s:i,s:i,s:i,s:I,s:I,s:i,s:f,s:o}", "modelled", 0,
+        json_t *object = json_pack("{s:b,s:s,s:s,s:i,s:i,s:i,s:I,s:I,s:i,s:o,s:o}", "modelled", 0,
                                    "revision", TSR_REVISION, "load", load, "ranks",
                                    tsr_comm_size(b->w->comm), "cores", world_cores(), "threads",
                                    tsr_device_threads(b->contender[IMBALANCE_EVEN].t.device),
                                    "experts", (json_int_t)s->model.num_experts, "moe_layers",
                                    (json_int_t)tsr_model_moe_layers(&s->model), "rounds", b->rounds,
-                                   "expert_share", b->expert_share, "policies", rows);
+                                   "expert_share", figure_json(b->expert_share), "policies", rows);
         (void)json_dumpf(object, stdout, JSON_REAL_PRECISION(9));
         (void)fputc('\n', stdout);
         json_decref(object);

@@ -6,6 +6,7 @@
  * data stay in a cache may exceed it. */
 #include "launch/bench.h"
 #include "launch/devices.h"
+#include "launch/figure.h"
 #include "launch/op_cases.h"
 #include "launch/peak.h"
 
@@ -284,11 +285,13 @@ static void report_case(const bench *b, const op_case *c, tsr_dtype dtype, const
             c->name, tsr_dtype_name(dtype), median * 1e6, work->flops / median * 1e-9,
             work->bytes / median * 1e-9, 100.0 * bound / median);
     (void)json_array_append_new(
-        b->cases, json_pack("{s:s,s:s,s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "case", c->name, "dtype",
-                            tsr_dtype_name(dtype), "rounds", b->rounds, "us_min", seconds[0] * 1e6,
-                            "us_median", median * 1e6, "us_p90", p90 * 1e6, "gflop_per_s",
-                            work->flops / median * 1e-9, "gb_per_s", work->bytes / median * 1e-9,
-                            "us_bound", bound * 1e6, "share", bound / median));
+        b->cases,
+        json_pack("{s:s,s:s,s:i,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "case", c->name, "dtype",
+                  tsr_dtype_name(dtype), "rounds", b->rounds, "us_min",
+                  figure_json(seconds[0] * 1e6), "us_median", figure_json(median * 1e6), "us_p90",
+                  figure_json(p90 * 1e6), "gflop_per_s", figure_json(work->flops / median * 1e-9),
+                  "gb_per_s", figure_json(work->bytes / median * 1e-9), "us_bound",
+                  figure_json(bound * 1e6), "share", figure_json(bound / median)));
 }
 
 static tsr_status measure(const bench *b, const op_case *c, tsr_dtype dtype)
@@ -388,10 +391,11 @@ static tsr_status run_all(bench *b, const world *w)
 static void print_json(const bench *b)
 {
     json_t *object = json_pack(
-        "{s:s,s:s,s:s,s:s,s:i,s:f,s:f,s:f,s:O}", "device", tsr_device_name(b->device), "processor",
+        "{s:s,s:s,s:s,s:s,s:i,s:o,s:o,s:o,s:O}", "device", tsr_device_name(b->device), "processor",
         tsr_device_description(b->device), "revision", TSR_REVISION, "build", TSR_BUILD_TYPE,
-        "threads", b->threads, "peak_gflops_f32", b->peak[TSR_F32] * 1e-9, "peak_gflops_bf16",
-        b->peak[TSR_BF16] * 1e-9, "copy_gb_per_s", b->bandwidth * 1e-9, "cases", b->cases);
+        "threads", b->threads, "peak_gflops_f32", figure_json(b->peak[TSR_F32] * 1e-9),
+        "peak_gflops_bf16", figure_json(b->peak[TSR_BF16] * 1e-9), "copy_gb_per_s",
+        figure_json(b->bandwidth * 1e-9), "cases", b->cases);
 
     (void)json_dumpf(object, stdout, JSON_REAL_PRECISION(6));
     (void)fputc('\n', stdout);

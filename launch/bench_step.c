@@ -2,6 +2,7 @@
  * was made: from noise a gate learns within a few steps to send most tokens to few experts, which
  * real text does not teach it. */
 #include "launch/bench.h"
+#include "launch/figure.h"
 #include "launch/trainer.h"
 
 #include <jansson.h>
@@ -65,10 +66,10 @@ static tsr_status profile(trainer *t, json_t *rows)
         const double gbytes = 1e-9 * table[i].bytes / table[i].seconds;
         tsr_log(TSR_LOG_INFO, "%-24s %8lld %10.2f %6.1f%% %10.1f %8.1f", table[i].name,
                 (long long)table[i].calls / PROFILED, ms, 100.0 * ms / last.ms, gflops, gbytes);
-        (void)json_array_append_new(rows,
-                                    json_pack("{s:s,s:I,s:f,s:f,s:f}", "name", table[i].name,
-                                              "calls", (json_int_t)table[i].calls / PROFILED, "ms",
-                                              ms, "gflops", gflops, "gbytes_per_s", gbytes));
+        (void)json_array_append_new(
+            rows, json_pack("{s:s,s:I,s:o,s:o,s:o}", "name", table[i].name, "calls",
+                            (json_int_t)table[i].calls / PROFILED, "ms", figure_json(ms), "gflops",
+                            figure_json(gflops), "gbytes_per_s", figure_json(gbytes)));
     }
     return TSR_OK;
 }
@@ -91,18 +92,20 @@ static tsr_status measure(trainer *t, int steps, bool with_profile, double *ms, 
         TSR_TRY(profile(t, operators));
     }
     for (int i = 0; i < steps; ++i) {
-        (void)json_array_append_new(all, json_real(ms[i]));
+        (void)json_array_append_new(all, figure_json(ms[i]));
     }
     const double median_ms = bench_median(ms, steps);
     const double rate = 1e3 * (double)last.tokens / median_ms;
     json_t *rest = json_pack(
-        "{s:f,s:f,s:f,s:f,s:f,s:s,s:s,s:s,s:i,s:i,s:I,s:f,s:I}", "tokens_per_s", rate, "mem_gib",
-        mem_bytes / 1073741824.0, "gflops", 1e-9 * rate * t->flops_per_token, "peak_gflops",
-        1e-9 * t->peak_flops, "gemm_share", rate * t->flops_per_token / t->peak_flops, "device",
+        "{s:o,s:o,s:o,s:o,s:o,s:s,s:s,s:s,s:i,s:i,s:I,s:o,s:I}", "tokens_per_s", figure_json(rate),
+        "mem_gib", figure_json(mem_bytes / 1073741824.0), "gflops",
+        figure_json(1e-9 * rate * t->flops_per_token), "peak_gflops",
+        figure_json(1e-9 * t->peak_flops), "gemm_share",
+        figure_json(rate * t->flops_per_token / t->peak_flops), "device",
         tsr_device_name(t->device), "compute", tsr_dtype_name(t->dtype), "revision", TSR_REVISION,
         "ranks", tsr_comm_size(t->w->comm), "threads", tsr_device_threads(t->device),
         "tokens_per_step", (json_int_t)last.tokens, "expert_max_over_mean",
-        last.expert_max_over_mean, "allocations", (json_int_t)blocks);
+        figure_json(last.expert_max_over_mean), "allocations", (json_int_t)blocks);
     (void)json_object_update(object, rest);
     json_decref(rest);
     tsr_log(TSR_LOG_INFO, "median %.1f ms, %.0f tokens/s, %.2f GiB", median_ms, rate,

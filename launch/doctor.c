@@ -2,6 +2,7 @@
 #include "launch/doctor.h"
 
 #include "launch/devices.h"
+#include "launch/figure.h"
 #include "launch/version.h"
 
 #include <errno.h>
@@ -202,11 +203,12 @@ static void print_json(const rank_report *all, int ranks, const disk_report *dis
 
     for (int r = 0; r < ranks; ++r) {
         (void)json_array_append_new(
-            rows, json_pack("{s:s,s:s,s:i,s:i,s:s,s:b,s:b,s:s,s:f,s:f}", "host", all[r].host,
-                            "binding", all[r].binding, "cores", all[r].cores, "threads",
-                            all[r].threads, "device", all[r].device, "bf16", all[r].has_fast_bf16,
-                            "gpu", all[r].has_gpu, "cuda", all[r].gpu, "memory_bytes",
-                            all[r].memory_bytes, "free_bytes", all[r].free_bytes));
+            rows,
+            json_pack("{s:s,s:s,s:i,s:i,s:s,s:b,s:b,s:s,s:o,s:o}", "host", all[r].host, "binding",
+                      all[r].binding, "cores", all[r].cores, "threads", all[r].threads, "device",
+                      all[r].device, "bf16", all[r].has_fast_bf16, "gpu", all[r].has_gpu, "cuda",
+                      all[r].gpu, "memory_bytes", figure_json(all[r].memory_bytes), "free_bytes",
+                      figure_json(all[r].free_bytes)));
     }
     tsr_cuda_module_files(files, sizeof files);
     for (char *rest = NULL, *file = strtok_r(files, "\n", &rest); file != NULL;
@@ -214,10 +216,10 @@ static void print_json(const rank_report *all, int ranks, const disk_report *dis
         (void)json_array_append_new(taken, json_string(file));
     }
     json_t *object =
-        json_pack("{s:s,s:o,s:o,s:{s:s,s:b,s:b,s:f,s:f},s:s}", "version", TSR_VERSION, "ranks",
+        json_pack("{s:s,s:o,s:o,s:{s:s,s:b,s:b,s:o,s:o},s:s}", "version", TSR_VERSION, "ranks",
                   rows, "cuda_files", taken, "folder", "path", dir, "writable", disk->is_writable,
-                  "locks", disk->can_lock, "free_bytes", disk->free_bytes, "write_bytes_per_s",
-                  disk->write_rate, "problem", disk->problem);
+                  "locks", disk->can_lock, "free_bytes", figure_json(disk->free_bytes),
+                  "write_bytes_per_s", figure_json(disk->write_rate), "problem", disk->problem);
     (void)json_dumpf(object, stdout, 0);
     (void)fputc('\n', stdout);
     json_decref(object);

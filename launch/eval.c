@@ -1,5 +1,6 @@
 /* `tessera eval`: the loss of a checkpoint on a file, as contract and Hugging Face define it. */
 #include "launch/cli.h"
+#include "launch/figure.h"
 #include "launch/inference.h"
 
 #include <jansson.h>
@@ -64,7 +65,7 @@ static tsr_status evaluate(inference *in, world *w, const char *file, int64_t ma
 static void print_result(const inference *in, const world *w, const double totals[2])
 {
     const double loss = totals[0] / totals[1];
-    json_t *object = json_pack("{s:f,s:I,s:s,s:I,s:s}", "loss", loss, "tokens",
+    json_t *object = json_pack("{s:o,s:I,s:s,s:I,s:s}", "loss", figure_json(loss), "tokens",
                                (json_int_t)totals[1], "checkpoint", in->info.path, "step",
                                (json_int_t)in->info.step, "precision", tsr_dtype_name(in->dtype));
 

@@ -1,4 +1,5 @@
 #include "launch/metrics.h"
+#include "launch/figure.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -106,7 +107,7 @@ static json_t *figures_json(const step_result *r, size_t offset)
 
     for (int64_t l = r->first_layer; l < r->layers; ++l) {
         const char *at = (const char *)&r->balance[l] + offset;
-        (void)json_array_append_new(list, json_real(*(const double *)(const void *)at));
+        (void)json_array_append_new(list, figure_json(*(const double *)(const void *)at));
     }
     return list;
 }
@@ -151,14 +152,15 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
     json_t *parts = json_object();
     for (int part = 0; part < STEP_PARTS; ++part) {
         (void)json_object_set_new(parts, step_part_name((step_part)part),
-                                  json_real(r->part_ms[part]));
+                                  figure_json(r->part_ms[part]));
     }
-    json_t *line =
-        json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o}", "step", (json_int_t)step,
-                  "tokens", (json_int_t)r->tokens_seen, "loss", r->loss, "aux_loss", r->aux_loss,
-                  "grad_norm", r->grad_norm, "lr", r->lr, "ms", r->ms, "tokens_per_s",
-                  r->tokens_per_s, "gemm_share", r->gemm_share, "expert_max_over_mean",
-                  r->expert_max_over_mean, "mem_gib", r->mem_bytes * gib, "parts_ms", parts);
+    json_t *line = json_pack(
+        "{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)step, "tokens",
+        (json_int_t)r->tokens_seen, "loss", figure_json(r->loss), "aux_loss",
+        figure_json(r->aux_loss), "grad_norm", figure_json(r->grad_norm), "lr", figure_json(r->lr),
+        "ms", figure_json(r->ms), "tokens_per_s", figure_json(r->tokens_per_s), "gemm_share",
+        figure_json(r->gemm_share), "expert_max_over_mean", figure_json(r->expert_max_over_mean),
+        "mem_gib", figure_json(r->mem_bytes * gib), "parts_ms", parts);
     add_bytes(line, r->bytes);
     add_balance(line, r);
     if (r->resharded > 0) {
@@ -175,6 +177,6 @@ void metrics_validation(metrics *m, int64_t step, double loss, int64_t tokens)
     (void)fprintf(m->people, "step %lld/%lld | validation loss %.4f nats/token over %lld tokens\n",
                   (long long)step, (long long)m->steps, loss, (long long)tokens);
     (void)fflush(m->people);
-    write_line(m, json_pack("{s:I,s:f,s:I}", "step", (json_int_t)step, "valid_loss", loss,
-                            "valid_tokens", (json_int_t)tokens));
+    write_line(m, json_pack("{s:I,s:o,s:I}", "step", (json_int_t)step, "valid_loss",
+                            figure_json(loss), "valid_tokens", (json_int_t)tokens));
 }

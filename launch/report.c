@@ -1,6 +1,7 @@
 /* `tessera report`: a run's figures as a table and as pictures. */
 #include "launch/report.h"
 #include "launch/cli.h"
+#include "launch/figure.h"
 #include "launch/world.h"
 
 #include <jansson.h>
@@ -58,8 +59,10 @@ static const report_validation *best_validation(const report *r)
     const report_validation *best = NULL;
 
     for (int64_t i = 0; i < r->validation_count; ++i) {
-        if (best == NULL || r->validations[i].loss < best->loss) {
-            best = &r->validations[i];
+        const report_validation *v = &r->validations[i];
+
+        if (!isnan(v->loss) && (best == NULL || v->loss < best->loss)) {
+            best = v;
         }
     }
     return best;
@@ -117,9 +120,9 @@ static tsr_status print_rows(const report *r, json_t *object)
             (void)putchar('\n');
         } else {
             (void)json_object_set_new(object, report_field_name(rows[i].field),
-                                      json_pack("{s:f,s:f,s:f,s:o}", "p10", q[0], "median", q[1],
-                                                "p90", q[2], "last",
-                                                isnan(end) ? json_null() : json_real(end)));
+                                      json_pack("{s:o,s:o,s:o,s:o}", "p10", figure_json(q[0]),
+                                                "median", figure_json(q[1]), "p90",
+                                                figure_json(q[2]), "last", figure_json(end)));
         }
     }
     return TSR_OK;
@@ -131,15 +134,16 @@ static tsr_status print_json(const report *r, const char *run_dir, const char *f
     const report_validation *best = best_validation(r);
     json_t *figures = json_object();
     json_t *object =
-        json_pack("{s:s,s:I,s:I,s:I,s:I,s:f,s:f,s:s,s:i,s:O}", "run", run_dir, "first_step",
+        json_pack("{s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:s,s:i,s:O}", "run", run_dir, "first_step",
                   (json_int_t)r->steps[0].step, "last_step", (json_int_t)last->step, "resumes",
                   (json_int_t)r->resumes, "bad_lines", (json_int_t)r->bad_lines, "first_loss",
-                  end_mean(r, REPORT_LOSS, false), "last_loss", end_mean(r, REPORT_LOSS, true),
-                  "folder", folder, "pictures", pictures, "over_steps", figures);
+                  figure_json(end_mean(r, REPORT_LOSS, false)), "last_loss",
+                  figure_json(end_mean(r, REPORT_LOSS, true)), "folder", folder, "pictures",
+                  pictures, "over_steps", figures);
     const tsr_status st = print_rows(r, figures);
 
     if (best != NULL) {
-        (void)json_object_set_new(object, "best_valid_loss", json_real(best->loss));
+        (void)json_object_set_new(object, "best_valid_loss", figure_json(best->loss));
         (void)json_object_set_new(object, "best_valid_step", json_integer((json_int_t)best->step));
     }
     if (st == TSR_OK) {

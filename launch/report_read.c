@@ -54,7 +54,7 @@ static double number_of(const json_t *value)
     }
     json_array_foreach(value, at, item)
     {
-        sum += json_number_value(item);
+        sum += json_is_number(item) ? json_number_value(item) : NAN;
     }
     return sum / (double)json_array_size(value);
 }
@@ -128,8 +128,8 @@ static tsr_status add_line(report *r, const char *text)
         drop_after(r, json_integer_value(resumed));
     } else if (!json_is_integer(step)) {
         ++r->bad_lines;
-    } else if (json_is_number(valid)) {
-        st = add_validation(r, json_integer_value(step), json_number_value(valid));
+    } else if (valid != NULL) {
+        st = add_validation(r, json_integer_value(step), number_of(valid));
     } else {
         st = add_step(r, line, json_integer_value(step));
     }

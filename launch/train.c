@@ -1,6 +1,7 @@
 /* `tessera train`: from the run file to the last checkpoint. */
 #include "launch/banner.h"
 #include "launch/cli.h"
+#include "launch/figure.h"
 #include "launch/metrics.h"
 #include "launch/recording.h"
 #include "launch/resume.h"
@@ -321,10 +322,10 @@ static void print_json(const train_run *run)
                                (json_int_t)run->t.tokens_seen, "run_dir", run->s.run.dir);
 
     if (!isnan(run->loss)) {
-        (void)json_object_set_new(object, "loss", json_real(run->loss));
+        (void)json_object_set_new(object, "loss", figure_json(run->loss));
     }
     if (!isnan(run->valid_loss)) {
-        (void)json_object_set_new(object, "valid_loss", json_real(run->valid_loss));
+        (void)json_object_set_new(object, "valid_loss", figure_json(run->valid_loss));
     }
     if (run->checkpoint[0] != '\0') {
         (void)json_object_set_new(object, "checkpoint", json_string(run->checkpoint));

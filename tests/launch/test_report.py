@@ -73,6 +73,23 @@ def what_a_resumed_run_left_behind_is_dropped():
         check((told["last_step"], told["best_valid_step"]) == (7, 4), told)
 
 
+def what_is_no_number_is_null():
+    with Folder() as made:
+        lines = [step(n) for n in range(1, 5)] + [{"step": 2, "valid_loss": None, "valid_tokens": 10}]
+        for line in lines[:2]:
+            line.pop("loss", None)
+        lines[3].update(loss=None, moe={"before": [1.5, None]})
+        write_run(made.path, lines)
+        done = report(made.path, "--json")
+        told = json.loads(done.stdout)
+        check(done.returncode == 0 and told["first_loss"] is None and told["last_loss"] is None, done.stdout)
+        check(abs(told["over_steps"]["loss"]["median"] - 4.7) < 1e-9, told)
+        check(told["over_steps"]["loss"]["last"] is None and told["over_steps"]["before"]["last"] is None, told)
+        check(told["bad_lines"] == 0 and "best_valid_loss" not in told, told)
+        write_run(made.path, lines + [{"step": 4, "valid_loss": 4.0, "valid_tokens": 10}])
+        check(json.loads(report(made.path, "--json").stdout)["best_valid_step"] == 4, "best validation")
+
+
 def pictures_are_drawn():
     if shutil.which("gnuplot") is None:
         print("gnuplot is not installed: pictures are not tested")
@@ -117,4 +134,4 @@ def bad_runs_are_told():
 
 
 
-main([later_lines_count_and_damage_is_told, what_a_resumed_run_left_behind_is_dropped, pictures_are_drawn, a_run_records_loads_and_a_trace, bad_runs_are_told])
+main([later_lines_count_and_damage_is_told, what_a_resumed_run_left_behind_is_dropped, what_is_no_number_is_null, pictures_are_drawn, a_run_records_loads_and_a_trace, bad_runs_are_told])

@@ -37,6 +37,8 @@ BRIDGE_USERS = ("collectives", "checkpoints", "launch", "tests")
 ENDS_PROCESS = re.compile(r"(?<![\w.>])(getenv|secure_getenv|exit|_exit|quick_exit|abort)\s*\(")
 ALLOCATES = re.compile(r"(?<![\w.>])(malloc|calloc|realloc|aligned_alloc|posix_memalign|strdup)\s*\(")
 MPI_PROCESS = re.compile(r"\bMPI_(Init|Init_thread|COMM_WORLD|Abort|Finalize)\b")
+RAW_FIGURE = re.compile(r'\bjson_real\s*\(|"[^"]*\bs:f\b')  # jansson refuses NaN, and with it the whole object
+FIGURE = "launch/figure.h"
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|/\*.*?\*/|//[^\n]*', re.S)
@@ -91,6 +93,8 @@ def line_problems(path, line, code):
             yield "only launch knows the MPI world"
         if ALLOCATES.search(code) and path.as_posix() != "runtime/memory.c":
             yield "memory comes from tsr_mem_alloc()"
+    if folder == "launch" and RAW_FIGURE.search(line) and path.as_posix() != FIGURE:
+        yield f"numbers go into JSON by figure_json() of {FIGURE}"
     if UNFINISHED.search(line):
         yield "unfinished work is not committed"
     if len(line) > MAX_COLUMNS:
