@@ -55,8 +55,10 @@ TSR_NODISCARD tsr_status tsr_comm_create_self(tsr_comm **comm_out);
 
 /**
  * Ranks with the same color >= 0, ordered by key, then by rank.
- * Collective: on comm. Errors: those of tsr_comm_create_mpi(). Owns: the caller; destroy it before
- * comm.
+ * Collective: on comm.
+ * Errors:     TSR_ERR_NOMEM on a rank without memory for it, TSR_ERR_PEER on all others, of every
+ *             color; TSR_ERR_COMM, TSR_ERR_TIMEOUT if the transport failed.
+ * Owns:       the caller; destroy it before comm.
  */
 TSR_NODISCARD tsr_status tsr_comm_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out);
 

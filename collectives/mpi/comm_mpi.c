@@ -246,23 +246,30 @@ static int duplicate(MPI_Comm parent, MPI_Comm *out)
     return rc;
 }
 
-/* With `like`, its node, plane and crowd hold here too. */
-static tsr_status create(MPI_Comm parent, double timeout_s, int plane, const comm_mpi *like,
+/* Before there is a communicator to agree on. */
+static tsr_status agree_first(MPI_Comm parent, tsr_status local)
+{
+    int have = local == TSR_OK, all_have = 0;
+
+    TSR_CHECK(MPI_Allreduce(&have, &all_have, 1, MPI_INT, MPI_LAND, parent) == MPI_SUCCESS,
+              TSR_ERR_COMM, "the parent communicator failed");
+    return all_have || !have ? local
+                             : TSR_FAIL(TSR_ERR_PEER, "a peer has no memory for a communicator");
+}
+
+/* With `like`, parent is a part of it: node, plane and crowd hold here too, and all parts come to
+ * be, or none. */
+static tsr_status create(MPI_Comm parent, double timeout_s, int plane, comm_mpi *like,
                          tsr_comm **comm_out)
 {
     comm_mpi *self = NULL;
     tsr_status st = TSR_OK;
-    int size = 0, have = 0, all_have = 0, node = 0, rc = MPI_SUCCESS;
+    int size = 0, node = 0, rc = MPI_SUCCESS;
 
     (void)MPI_Comm_size(parent, &size);
     st = take_memory((size_t)size, &self);
-    have = st == TSR_OK;
-    if (MPI_Allreduce(&have, &all_have, 1, MPI_INT, MPI_LAND, parent) != MPI_SUCCESS) {
-        st = TSR_FAIL(TSR_ERR_COMM, "the parent communicator of %d ranks failed", size);
-        goto err_free;
-    }
-    if (self == NULL || !all_have) {
-        st = have ? TSR_FAIL(TSR_ERR_PEER, "a peer has no memory for a communicator") : st;
+    st = like != NULL ? mpi_agree(&like->base, st) : agree_first(parent, st);
+    if (self == NULL || st != TSR_OK) {
         goto err_free;
     }
     self->base.ops = &mpi_ops;

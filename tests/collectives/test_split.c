@@ -1,5 +1,6 @@
 /* Parts of communicators of every kind, and two communicators used by two threads at once. */
 #include "tests/support/mpi_test.h"
+#include "tests/support/scarce_memory.h"
 
 #include "collectives/mpi_bridge.h"
 
@@ -105,6 +106,30 @@ static void a_plane_is_not_below_zero(void **state)
                                 strstr(tsr_error_message(), "plane = -1") != NULL);
 }
 
+/* Wherever one rank's memory ends, no part comes to be: not that of the other ranks either. */
+static void without_memory_on_one_rank_there_are_no_parts(void **state)
+{
+    tsr_comm *world = tsr_test_comm(), *part = NULL;
+    const int rank = tsr_comm_rank(world), culprit = tsr_comm_size(world) - 1;
+    tsr_status st = TSR_ERR_NOMEM;
+    char cause[64];
+
+    (void)state;
+    (void)snprintf(cause, sizeof cause, "rank %d: cannot allocate", culprit);
+    for (int64_t block = 1; st != TSR_OK; ++block) {
+        tsr_test_refuse_block(rank == culprit ? block : 0);
+        st = tsr_comm_split(world, rank % 2, rank, &part);
+        tsr_test_refuse_block(0);
+        const bool is_told = rank == culprit
+                                 ? st == TSR_ERR_NOMEM && strstr(tsr_error_message(), cause + 8)
+                                 : st == TSR_ERR_PEER && strstr(tsr_error_message(), cause);
+        assert_all_ranks(world, st == TSR_OK ? block > 5 : is_told && part == NULL);
+    }
+    const bool ok = numbers_are_heard(part);
+    tsr_comm_destroy(&part);
+    assert_all_ranks(world, ok);
+}
+
 /* ---- threads -------------------------------------------------------------------------------- */
 
 typedef struct runner {
@@ -173,6 +198,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(alone_there_is_one_part),
         cmocka_unit_test(faults_come_in_these_calls_too),
         cmocka_unit_test(a_plane_is_not_below_zero),
+        cmocka_unit_test(without_memory_on_one_rank_there_are_no_parts),
         cmocka_unit_test(two_threads_use_two_communicators),
     };
 

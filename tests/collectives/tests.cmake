@@ -23,5 +23,5 @@ tsr_add_mpi_test(collectives.planes
   RANKS 1 2 3 4 6)
 tsr_add_mpi_test(collectives.split
   SOURCES collectives/test_split.c
-  LIBS Threads::Threads
+  LIBS Threads::Threads tsr_test_memory
   RANKS 1 2 3 4)

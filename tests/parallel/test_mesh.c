@@ -1,4 +1,5 @@
 #include "tests/support/mpi_test.h"
+#include "tests/support/scarce_memory.h"
 
 #include "collectives/mpi_bridge.h"
 #include "parallel/parallel.h"
@@ -290,6 +291,45 @@ static void uneven_nodes_stay_flat(void **state)
     assert_all_ranks(comm, ok);
 }
 
+/* One rank's memory ends at ever later blocks, until it is enough: all ranks get the same mesh, or
+ * the cause. Every 5th block does: so each communicator is met, each at another of its own. */
+static bool fails_together(tsr_comm *world, int each)
+{
+    const tsr_parallel_config config = {.ep = each, .placement = TSR_PLACEMENT_QUOTA};
+    const int rank = tsr_comm_rank(world), culprit = tsr_comm_size(world) - 1;
+    tsr_status st = TSR_ERR_NOMEM;
+    int64_t block = 1;
+
+    for (; st != TSR_OK; block += 5) {
+        tsr_mesh mesh = {0};
+
+        tsr_test_refuse_block(rank == culprit ? block : 0);
+        st = tsr_mesh_create(&config, world, &mesh);
+        tsr_test_refuse_block(0);
+        const bool ok = (st == TSR_OK || strstr(tsr_error_message(), "cannot allocate") != NULL) &&
+                        (st == TSR_OK || st == (rank == culprit ? TSR_ERR_NOMEM : TSR_ERR_PEER));
+        if (!ok_or_say(tsr_comm_agree(tsr_test_comm(), ok ? TSR_OK : TSR_FAIL(st, "not so")))) {
+            return false;
+        }
+        tsr_mesh_destroy(&mesh);
+    }
+    return block > 20;
+}
+
+static void without_memory_on_one_rank_there_is_no_mesh(void **state)
+{
+    tsr_comm *comm = tsr_test_comm();
+    const int ranks = tsr_comm_size(comm), each = ranks % 2 == 0 ? 2 : 1;
+    tsr_seat seats[TSR_TEST_MAX_RANKS] = {0};
+
+    (void)state;
+    for (int r = 0; r < ranks; ++r) {
+        seats[r] = (tsr_seat){.node = r / each, .plane = r % each};
+    }
+    const bool ok = on_seats(seats, fails_together, each); /* several groups of each kind */
+    assert_all_ranks(comm, on_seats(seats, fails_together, ranks) && ok);
+}
+
 static void options_are_read(void **state)
 {
     tsr_comm *comm = tsr_test_comm();
@@ -338,6 +378,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_node_has_no_rails),
         cmocka_unit_test(groups_fill_nodes_first),
         cmocka_unit_test(uneven_nodes_stay_flat),
+        cmocka_unit_test(without_memory_on_one_rank_there_is_no_mesh),
         cmocka_unit_test(options_are_read),
         cmocka_unit_test(shares_are_in_order_and_balanced),
     };
