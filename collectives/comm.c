@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 
 static pthread_mutex_t phase_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -46,9 +47,39 @@ int tsr_comm_local_size(const tsr_comm *comm)
     return comm->local_size;
 }
 
+/* What has died: comm itself, or what it is made of; NULL: nothing. */
+static const tsr_comm *find_dead(const tsr_comm *comm)
+{
+    const tsr_comm *dead = comm->is_dead ? comm : NULL;
+
+    for (int i = 0; i < 2 && dead == NULL && comm->parts[i] != NULL; ++i) {
+        dead = find_dead(comm->parts[i]);
+    }
+    return dead;
+}
+
 bool tsr_comm_is_dead(const tsr_comm *comm)
 {
-    return comm->is_dead;
+    return find_dead(comm) != NULL;
+}
+
+tsr_status tsr_comm_end(tsr_comm *comm, tsr_status st)
+{
+    if (!comm->is_dead) {
+        (void)snprintf(comm->cause, sizeof comm->cause, "%s", tsr_error_message());
+    }
+    comm->is_dead = true;
+    return st;
+}
+
+tsr_status tsr_comm_check_alive(const tsr_comm *comm)
+{
+    const tsr_comm *dead = find_dead(comm);
+
+    TSR_CHECK(dead == NULL, TSR_ERR_COMM,
+              "the %s communicator of %d ranks has failed before and takes no more calls: %s",
+              comm->ops->name, comm->size, dead->cause);
+    return TSR_OK;
 }
 
 const tsr_seat *tsr_comm_seats(const tsr_comm *comm)
@@ -121,14 +152,6 @@ void tsr_comm_destroy(tsr_comm **comm_p)
     }
 }
 
-static tsr_status check_alive(const tsr_comm *comm)
-{
-    TSR_CHECK(!comm->is_dead, TSR_ERR_COMM,
-              "the %s communicator of %d ranks has failed before and takes no more calls",
-              comm->ops->name, comm->size);
-    return TSR_OK;
-}
-
 static void count_to(tsr_comm *comm, int peer, tsr_traffic purpose, int64_t bytes)
 {
     const tsr_link link = tsr_comm_link(comm, comm->rank, peer);
@@ -149,22 +172,22 @@ static void count_to_all(tsr_comm *comm, tsr_traffic purpose, size_t bytes)
 
 tsr_status tsr_comm_agree(tsr_comm *comm, tsr_status local)
 {
-    if (comm->is_dead && local != TSR_OK) {
+    if (local != TSR_OK && tsr_comm_is_dead(comm)) {
         return local; /* most likely what killed it: the cause must not be covered up */
     }
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     return comm->ops->agree(comm, local);
 }
 
 tsr_status tsr_comm_barrier(tsr_comm *comm)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     return comm->ops->barrier(comm);
 }
 
 static tsr_status begin_broadcast(tsr_comm *comm, size_t bytes, int root)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_CHECK(root >= 0 && root < comm->size, TSR_ERR_ARG, "root = %d, must be in [0, %d)", root,
               comm->size);
     if (comm->rank == root) {
@@ -181,7 +204,7 @@ tsr_status tsr_comm_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int ro
 
 tsr_status tsr_comm_all_gather(tsr_comm *comm, const void *mine, size_t bytes, void *all)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_CHECK(bytes <= SIZE_MAX / 2 / (size_t)comm->size, TSR_ERR_ARG,
               "bytes = %zu from each of %d ranks do not fit memory", bytes, comm->size);
     count_to_all(comm, TSR_TRAFFIC_CONTROL, bytes);
@@ -223,7 +246,7 @@ static int64_t piece_length(int64_t count, int64_t at)
 
 tsr_status tsr_comm_all_reduce_f64(tsr_comm *comm, double *values, int64_t count, tsr_reduce op)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_CHECK(count >= 0, TSR_ERR_ARG, "count = %" PRId64 ", must be >= 0", count);
     for (int64_t at = 0; comm->size > 1 && at < count; at += PIECE) {
         const int64_t n = piece_length(count, at);
@@ -243,7 +266,7 @@ tsr_status tsr_comm_all_reduce_f64(tsr_comm *comm, double *values, int64_t count
 
 tsr_status tsr_comm_all_reduce_u64(tsr_comm *comm, uint64_t *values, int64_t count, tsr_reduce op)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_CHECK(count >= 0, TSR_ERR_ARG, "count = %" PRId64 ", must be >= 0", count);
     for (int64_t at = 0; comm->size > 1 && at < count; at += PIECE) {
         const int64_t n = piece_length(count, at);
@@ -277,7 +300,7 @@ static tsr_status check_cuts(const int64_t *cuts, int size)
 /* Checks and counts are the same wherever the memory is. */
 static tsr_status begin_reduce_scatter(tsr_comm *comm, const int64_t *cuts)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_TRY(check_cuts(cuts, comm->size));
     for (int peer = 0; peer < comm->size; ++peer) {
         count_to(comm, peer, TSR_TRAFFIC_REDUCE_SCATTER,
@@ -288,7 +311,7 @@ static tsr_status begin_reduce_scatter(tsr_comm *comm, const int64_t *cuts)
 
 static tsr_status begin_all_gather_parts(tsr_comm *comm, size_t element_bytes, const int64_t *cuts)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_CHECK(element_bytes == 2 || element_bytes == 4, TSR_ERR_ARG,
               "element_bytes = %zu, must be 2 or 4", element_bytes);
     TSR_TRY(check_cuts(cuts, comm->size));
@@ -337,7 +360,7 @@ static tsr_status check_segments(const tsr_comm *comm, const tsr_segment *segmen
 
 static tsr_status begin_exchange(tsr_comm *comm, const tsr_exchange *x)
 {
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_TRY(check_segments(comm, x->send_segments, x->send_begin, x->sums, "send"));
     TSR_TRY(check_segments(comm, x->receive_segments, x->receive_begin, x->sums, "receive"));
     for (int peer = 0; peer < comm->size; ++peer) {
@@ -381,7 +404,7 @@ tsr_status tsr_comm_exchange(tsr_comm *comm, const tsr_exchange *exchange)
 tsr_status tsr_comm_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
 {
     *comm_out = NULL;
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     TSR_CHECK(color >= 0, TSR_ERR_ARG, "color = %d, must be >= 0", color);
     TSR_CHECK(comm->ops->split != NULL, TSR_ERR_UNSUPPORTED,
               "the %s communicator of %d ranks is not split: split the one it was made over",
@@ -441,6 +464,6 @@ tsr_status tsr_comm_stream_wait(tsr_comm *comm, tsr_stream *stream)
     if (!comm->takes_device_memory) {
         return tsr_stream_wait(stream);
     }
-    TSR_TRY(check_alive(comm));
+    TSR_TRY(tsr_comm_check_alive(comm));
     return comm->ops->stream_wait(comm, stream);
 }

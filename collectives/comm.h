@@ -66,9 +66,9 @@ TSR_NODISCARD tsr_status tsr_comm_split(tsr_comm *comm, int color, int key, tsr_
  * The ranks of whole, by messages that never leave their plane between nodes: inside the node to
  * the rank of the right plane, then to the other nodes, or the other way round.
  *
- * whole, node, rail: borrowed, in host memory terms the same backend; node: this node's ranks in
- * the order of local; rail: one rank a node, in the order of nodes, all of this rank's local place
- * and plane. Takes device memory if node and rail do.
+ * whole, node, rail: borrowed until it is destroyed, in host memory terms the same backend; node:
+ * this node's ranks in the order of local; rail: one rank a node, in the order of nodes, all of
+ * this rank's local place and plane. Takes device memory if node and rail do.
  * Order:      reductions add the node's ranks first, then the nodes: fixed for a given layout.
  * Exchange:   refused (TSR_ERR_UNSUPPORTED): not all pairs have a direct way; use node and rail.
  * Collective: on whole.
@@ -99,7 +99,8 @@ int tsr_comm_nodes(const tsr_comm *comm);
 TSR_NODISCARD tsr_status tsr_comm_check_regular(const tsr_comm *comm);
 
 /**
- * True once a call has failed in the transport: every later call is refused (TSR_ERR_COMM).
+ * True once a call has failed in the transport, of comm or of one that it was made of: every later
+ * call is refused at once (TSR_ERR_COMM, telling the first cause).
  *
  * The call itself failed with TSR_ERR_COMM, or with TSR_ERR_TIMEOUT and a message that names the
  * ranks that do not respond, or, when all do, who waits where. Memory that it was to fill is

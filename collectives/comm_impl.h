@@ -1,8 +1,8 @@
 /* The table behind collectives.h; for collectives and its backends only.
  *
  * The front end (comm.c) validates, refuses dead communicators and counts bytes; a backend gets
- * valid arguments. Every entry is required but where said. A backend whose transport fails sets
- * is_dead. */
+ * valid arguments. Every entry is required but where said. A backend whose transport fails calls
+ * tsr_comm_end(). */
 #ifndef TSR_COMM_IMPL_H
 #define TSR_COMM_IMPL_H
 
@@ -10,7 +10,8 @@
 
 enum {
     TSR_COMM_PIECE_BYTES = 8192, /* of one rank in all-reduce: scratch holds P of them */
-    TSR_PHASE_MAX = 64           /* bytes of a phase's text with its end */
+    TSR_PHASE_MAX = 64,          /* bytes of a phase's text with its end */
+    TSR_CAUSE_MAX = 512
 };
 
 typedef struct tsr_comm_ops {
@@ -41,13 +42,22 @@ struct tsr_comm { /* base of every backend's communicator */
     int rank, size, local_rank, local_size;
     double timeout_s;
     bool takes_device_memory;
-    bool is_dead;          /* a transport call failed: every later call is refused */
-    const tsr_seat *seats; /* [P]; the backend's memory */
-    const int *names;      /* [P] what messages call the ranks: their numbers in the outermost */
-    bool counts_nothing;   /* others, which it is made of, do the sending and the counting */
-    char *scratch;         /* [P, TSR_COMM_PIECE_BYTES]; the backend's; NULL if P is 1 */
+    tsr_comm *parts[2];        /* borrowed: what it is made of, or NULL; it dies with any of them */
+    bool is_dead;              /* a transport call failed: every later call is refused, */
+    char cause[TSR_CAUSE_MAX]; /* which tells why */
+    const tsr_seat *seats;     /* [P]; the backend's memory */
+    const int *names;    /* [P] what messages call the ranks: their numbers in the outermost */
+    bool counts_nothing; /* others, which it is made of, do the sending and the counting */
+    char *scratch;       /* [P, TSR_COMM_PIECE_BYTES]; the backend's; NULL if P is 1 */
     int64_t bytes[TSR_LINKS];
 };
+
+/** A transport call has failed with st and the message of this thread: comm is dead, and the first
+ *  cause is kept. Gives st. */
+tsr_status tsr_comm_end(tsr_comm *comm, tsr_status st);
+
+/** TSR_ERR_COMM with the cause if comm or one of its parts is dead. */
+TSR_NODISCARD tsr_status tsr_comm_check_alive(const tsr_comm *comm);
 
 /** Link between two ranks of a communicator. */
 tsr_link tsr_comm_link(const tsr_comm *comm, int from, int to);

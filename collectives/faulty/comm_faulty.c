@@ -27,105 +27,95 @@ static tsr_status disturb(tsr_comm *comm)
         (void)nanosleep(&pause, NULL);
     }
     if (comm->rank == fault->rank && self->calls == fault->call) {
-        comm->is_dead = true;
-        return TSR_FAIL(fault->code, "call %" PRId64 " fails on rank %d on purpose", self->calls,
-                        comm->rank);
+        return tsr_comm_end(comm,
+                            TSR_FAIL(fault->code, "call %" PRId64 " fails on rank %d on purpose",
+                                     self->calls, comm->rank));
     }
     return TSR_OK;
-}
-
-/* What kills the inner communicator kills this one. */
-static tsr_status pass_on(tsr_comm *comm, tsr_status st)
-{
-    comm->is_dead = tsr_comm_is_dead(((comm_faulty *)comm)->inner);
-    return st;
 }
 
 static tsr_status faulty_agree(tsr_comm *comm, tsr_status local)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_agree(((comm_faulty *)comm)->inner, local));
+    return tsr_comm_agree(((comm_faulty *)comm)->inner, local);
 }
 
 static tsr_status faulty_barrier(tsr_comm *comm)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_barrier(((comm_faulty *)comm)->inner));
+    return tsr_comm_barrier(((comm_faulty *)comm)->inner);
 }
 
 static tsr_status faulty_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_broadcast(((comm_faulty *)comm)->inner, buffer, bytes, root));
+    return tsr_comm_broadcast(((comm_faulty *)comm)->inner, buffer, bytes, root);
 }
 
 static tsr_status faulty_all_gather(tsr_comm *comm, const void *mine, size_t bytes, void *all)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_all_gather(((comm_faulty *)comm)->inner, mine, bytes, all));
+    return tsr_comm_all_gather(((comm_faulty *)comm)->inner, mine, bytes, all);
 }
 
 static tsr_status faulty_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_reduce_scatter_f32(((comm_faulty *)comm)->inner, values, cuts));
+    return tsr_comm_reduce_scatter_f32(((comm_faulty *)comm)->inner, values, cuts);
 }
 
 static tsr_status faulty_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
                                           const int64_t *cuts)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(
-        comm, tsr_comm_all_gather_parts(((comm_faulty *)comm)->inner, values, element_bytes, cuts));
+    return tsr_comm_all_gather_parts(((comm_faulty *)comm)->inner, values, element_bytes, cuts);
 }
 
 static tsr_status faulty_exchange(tsr_comm *comm, const tsr_exchange *exchange)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_exchange(((comm_faulty *)comm)->inner, exchange));
+    return tsr_comm_exchange(((comm_faulty *)comm)->inner, exchange);
 }
 
 static tsr_status faulty_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_split(((comm_faulty *)comm)->inner, color, key, comm_out));
+    return tsr_comm_split(((comm_faulty *)comm)->inner, color, key, comm_out);
 }
 
 static tsr_status faulty_exchange_on(tsr_comm *comm, const tsr_exchange *exchange,
                                      tsr_stream *stream)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_exchange_on(((comm_faulty *)comm)->inner, exchange, stream));
+    return tsr_comm_exchange_on(((comm_faulty *)comm)->inner, exchange, stream);
 }
 
 static tsr_status faulty_reduce_scatter_f32_on(tsr_comm *comm, float *values, const int64_t *cuts,
                                                tsr_stream *stream)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(
-        comm, tsr_comm_reduce_scatter_f32_on(((comm_faulty *)comm)->inner, values, cuts, stream));
+    return tsr_comm_reduce_scatter_f32_on(((comm_faulty *)comm)->inner, values, cuts, stream);
 }
 
 static tsr_status faulty_all_gather_parts_on(tsr_comm *comm, void *values, size_t element_bytes,
                                              const int64_t *cuts, tsr_stream *stream)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_all_gather_parts_on(((comm_faulty *)comm)->inner, values,
-                                                      element_bytes, cuts, stream));
+    return tsr_comm_all_gather_parts_on(((comm_faulty *)comm)->inner, values, element_bytes, cuts,
+                                        stream);
 }
 
 static tsr_status faulty_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes, int root,
                                       tsr_stream *stream)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(
-        comm, tsr_comm_broadcast_on(((comm_faulty *)comm)->inner, buffer, bytes, root, stream));
+    return tsr_comm_broadcast_on(((comm_faulty *)comm)->inner, buffer, bytes, root, stream);
 }
 
 static tsr_status faulty_stream_wait(tsr_comm *comm, tsr_stream *stream)
 {
     TSR_TRY(disturb(comm));
-    return pass_on(comm, tsr_comm_stream_wait(((comm_faulty *)comm)->inner, stream));
+    return tsr_comm_stream_wait(((comm_faulty *)comm)->inner, stream);
 }
 
 static void faulty_destroy(tsr_comm *comm)
@@ -160,6 +150,9 @@ tsr_status tsr_comm_create_faulty(tsr_comm *inner, const tsr_comm_fault *fault, 
     comm_faulty *self = block;
     self->base = *inner; /* the same ranks, links and scratch */
     self->base.ops = &faulty_ops;
+    self->base.parts[0] = inner;
+    self->base.parts[1] = NULL;
+    self->base.is_dead = false;
     self->base.counts_nothing = true; /* inner does */
     self->inner = inner;
     self->fault = *fault;

@@ -157,7 +157,6 @@ static tsr_status give_up(comm_mpi *self, const char *operation)
     const int size = self->base.size;
     char text[900] = "";
 
-    self->base.is_dead = true;
     speak(self, operation);
     const double until = MPI_Wtime() + window_s(&self->base);
     int heard = listen(self);
@@ -176,7 +175,8 @@ static tsr_status give_up(comm_mpi *self, const char *operation)
         append(text, sizeof text, "all ranks respond, but wait for each other: ");
         append_places(self, text, sizeof text);
     }
-    return TSR_FAIL(TSR_ERR_TIMEOUT, "no answer within %g s in %s", self->base.timeout_s, text);
+    return tsr_comm_end(&self->base, TSR_FAIL(TSR_ERR_TIMEOUT, "no answer within %g s in %s",
+                                              self->base.timeout_s, text));
 }
 
 tsr_status mpi_pause(comm_mpi *self, waiter *wait, const char *operation)
@@ -211,9 +211,8 @@ tsr_status mpi_fail(comm_mpi *self, int rc, const char *operation)
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
 
-    self->base.is_dead = true;
     (void)MPI_Error_string(rc, text, &length);
-    return TSR_FAIL(TSR_ERR_COMM, "%s: %s", operation, text);
+    return tsr_comm_end(&self->base, TSR_FAIL(TSR_ERR_COMM, "%s: %s", operation, text));
 }
 
 tsr_status mpi_wait(comm_mpi *self, int rc, MPI_Request *request, const char *operation)

@@ -28,72 +28,57 @@ typedef struct identity {
 
 /* ---- what the host's communicator does ------------------------------------------------------ */
 
-/* Straight to its backend, as its front end would count the bytes once more. */
-static tsr_status host_of(const tsr_comm *comm, tsr_comm **host_out)
+/* Called by its backend's table, as its front end would count the bytes once more. It is alive: it
+ * is a part. */
+static tsr_comm *host_of(const tsr_comm *comm)
 {
-    tsr_comm *host = ((const comm_nccl *)comm)->host;
-
-    TSR_CHECK(!host->is_dead, TSR_ERR_COMM,
-              "the %s communicator below one by nccl has failed before", host->ops->name);
-    *host_out = host;
-    return TSR_OK;
-}
-
-static tsr_status pass_on(tsr_comm *comm, tsr_status st)
-{
-    comm->is_dead = comm->is_dead || tsr_comm_is_dead(((comm_nccl *)comm)->host);
-    return st;
+    return ((const comm_nccl *)comm)->host;
 }
 
 static tsr_status nccl_agree(tsr_comm *comm, tsr_status local)
 {
-    return pass_on(comm, tsr_comm_agree(((comm_nccl *)comm)->host, local));
+    return tsr_comm_agree(host_of(comm), local);
 }
 
 static tsr_status nccl_barrier(tsr_comm *comm)
 {
-    return pass_on(comm, tsr_comm_barrier(((comm_nccl *)comm)->host));
+    return tsr_comm_barrier(host_of(comm));
 }
 
 static tsr_status nccl_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
 {
-    tsr_comm *host = NULL;
+    tsr_comm *host = host_of(comm);
 
-    TSR_TRY(host_of(comm, &host));
-    return pass_on(comm, host->ops->broadcast(host, buffer, bytes, root));
+    return host->ops->broadcast(host, buffer, bytes, root);
 }
 
 static tsr_status nccl_all_gather(tsr_comm *comm, const void *mine, size_t bytes, void *all)
 {
-    tsr_comm *host = NULL;
+    tsr_comm *host = host_of(comm);
 
-    TSR_TRY(host_of(comm, &host));
-    return pass_on(comm, host->ops->all_gather(host, mine, bytes, all));
+    return host->ops->all_gather(host, mine, bytes, all);
 }
 
 static tsr_status nccl_reduce_scatter_f32(tsr_comm *comm, float *values, const int64_t *cuts)
 {
-    tsr_comm *host = NULL;
+    tsr_comm *host = host_of(comm);
 
-    TSR_TRY(host_of(comm, &host));
-    return pass_on(comm, host->ops->reduce_scatter_f32(host, values, cuts));
+    return host->ops->reduce_scatter_f32(host, values, cuts);
 }
 
 static tsr_status nccl_all_gather_parts(tsr_comm *comm, void *values, size_t element_bytes,
                                         const int64_t *cuts)
 {
-    tsr_comm *host = NULL;
+    tsr_comm *host = host_of(comm);
 
-    TSR_TRY(host_of(comm, &host));
-    return pass_on(comm, host->ops->all_gather_parts(host, values, element_bytes, cuts));
+    return host->ops->all_gather_parts(host, values, element_bytes, cuts);
 }
 
 static tsr_status nccl_exchange(tsr_comm *comm, const tsr_exchange *exchange)
 {
-    tsr_comm *host = NULL;
+    tsr_comm *host = host_of(comm);
 
-    TSR_TRY(host_of(comm, &host));
-    return pass_on(comm, host->ops->exchange(host, exchange));
+    return host->ops->exchange(host, exchange);
 }
 
 /* ---- begin and end -------------------------------------------------------------------------- */
@@ -119,7 +104,7 @@ static void nccl_destroy(tsr_comm *comm)
 {
     comm_nccl *self = (comm_nccl *)comm;
 
-    if (!comm->is_dead && self->handle != NULL) {
+    if (!tsr_comm_is_dead(comm) && self->handle != NULL) {
         ncclResult_t code = nccl_settle(self, ncclCommFinalize(self->handle));
         if (code == ncclSuccess) {
             code = ncclCommDestroy(self->handle);
@@ -191,6 +176,7 @@ static tsr_status take(tsr_comm *host, tsr_device *device, const tsr_nccl_option
     self->base.ops = &nccl_ops;
     self->base.takes_device_memory = true;
     memset(self->base.bytes, 0, sizeof self->base.bytes);
+    self->base.parts[0] = host;
     self->host = host;
     self->device = device;
     self->options = *options;

@@ -76,12 +76,21 @@ void nccl_unregister(comm_nccl *self)
 static void abort_all(void)
 {
     for (comm_nccl *c = process.newest; c != NULL; c = c->next) {
-        c->base.is_dead = true;
         if (c->handle != NULL) {
             (void)ncclCommAbort(c->handle);
             c->handle = NULL;
         }
     }
+}
+
+/* All of this process, for the reason st. */
+static tsr_status end_all(tsr_status st)
+{
+    abort_all();
+    for (comm_nccl *c = process.newest; c != NULL; c = c->next) {
+        (void)tsr_comm_end(&c->base, st);
+    }
+    return st;
 }
 
 tsr_status nccl_fail(const comm_nccl *self, ncclResult_t code, const char *operation)
@@ -95,10 +104,7 @@ tsr_status nccl_fail(const comm_nccl *self, ncclResult_t code, const char *opera
 
 static tsr_status end_with(comm_nccl *self, ncclResult_t code, const char *operation)
 {
-    const tsr_status st = nccl_fail(self, code, operation); /* asks NCCL: before it is aborted */
-
-    abort_all();
-    return st;
+    return end_all(nccl_fail(self, code, operation)); /* asks NCCL: before it is aborted */
 }
 
 /* The one of most ranks: all that hang can meet there, wherever each of them does. */
@@ -126,8 +132,8 @@ static tsr_status give_up(const comm_nccl *self, const char *operation)
                        ? "all ranks respond, so they have queued different calls, or NCCL's "
                          "network is stuck (NCCL_DEBUG=INFO tells its way)"
                        : tsr_error_message());
-    return TSR_FAIL(TSR_ERR_TIMEOUT, "%s: NCCL is not through within %g s: %s", operation, patience,
-                    text);
+    return end_all(TSR_FAIL(TSR_ERR_TIMEOUT, "%s: NCCL is not through within %g s: %s", operation,
+                            patience, text));
 }
 
 ncclResult_t nccl_settle(comm_nccl *self, ncclResult_t code)
@@ -200,9 +206,8 @@ tsr_status nccl_stream_wait(tsr_comm *comm, tsr_stream *stream)
     }
     TSR_TRY(check_health());
     if (code != cudaSuccess) {
-        abort_all();
-        return TSR_FAIL(TSR_ERR_DEVICE, "a stream with collectives: %s (%s)",
-                        cudaGetErrorString(code), cudaGetErrorName(code));
+        return end_all(TSR_FAIL(TSR_ERR_DEVICE, "a stream with collectives: %s (%s)",
+                                cudaGetErrorString(code), cudaGetErrorName(code)));
     }
     process.has_turn = false;
     return TSR_OK;
@@ -232,7 +237,6 @@ static tsr_status gather_notes(comm_nccl *self, const note *own)
     char text[700] = "";
     const tsr_status st = tsr_comm_all_gather(self->host, own, sizeof *own, self->base.scratch);
 
-    self->base.is_dead = tsr_comm_is_dead(self->host);
     if (st == TSR_OK) {
         return TSR_OK;
     }

@@ -29,13 +29,6 @@ static int rank_at(const comm_planes *self, int node, int local)
     return self->at[node * self->places + local];
 }
 
-/* A part has died: so has the whole. */
-static tsr_status follow(comm_planes *self, tsr_status st)
-{
-    self->base.is_dead = self->node->is_dead || self->rail->is_dead;
-    return st;
-}
-
 /* What the lowest failing rank says; numbers are those of whole. */
 typedef struct verdict {
     int32_t first_bad; /* size of whole: none */
@@ -46,7 +39,7 @@ static tsr_status gather_verdict(comm_planes *self, tsr_comm *part, verdict *v)
 {
     verdict *all = (verdict *)(void *)self->gathered;
 
-    TSR_TRY(follow(self, part->ops->all_gather(part, v, sizeof *v, all)));
+    TSR_TRY(part->ops->all_gather(part, v, sizeof *v, all));
     for (int i = 0; i < part->size; ++i) {
         if (all[i].first_bad < v->first_bad) {
             *v = all[i];
@@ -73,9 +66,9 @@ static tsr_status planes_barrier(tsr_comm *comm)
 {
     comm_planes *self = (comm_planes *)comm;
 
-    TSR_TRY(follow(self, self->node->ops->barrier(self->node)));
-    TSR_TRY(follow(self, self->rail->ops->barrier(self->rail)));
-    return follow(self, self->node->ops->barrier(self->node));
+    TSR_TRY(self->node->ops->barrier(self->node));
+    TSR_TRY(self->rail->ops->barrier(self->rail));
+    return self->node->ops->barrier(self->node);
 }
 
 static tsr_status planes_broadcast(tsr_comm *comm, void *buffer, size_t bytes, int root)
@@ -84,9 +77,9 @@ static tsr_status planes_broadcast(tsr_comm *comm, void *buffer, size_t bytes, i
     const tsr_seat *from = &comm->seats[root], *own = &comm->seats[comm->rank];
 
     if (own->local == from->local) {
-        TSR_TRY(follow(self, tsr_comm_broadcast(self->rail, buffer, bytes, from->node)));
+        TSR_TRY(tsr_comm_broadcast(self->rail, buffer, bytes, from->node));
     }
-    return follow(self, tsr_comm_broadcast(self->node, buffer, bytes, from->local));
+    return tsr_comm_broadcast(self->node, buffer, bytes, from->local);
 }
 
 static tsr_status planes_all_gather(tsr_comm *comm, const void *mine, size_t bytes, void *all)
@@ -98,9 +91,8 @@ static tsr_status planes_all_gather(tsr_comm *comm, const void *mine, size_t byt
         const size_t n = bytes - done < most ? bytes - done : most;
         char *ours = self->gathered, *everybody = ours + TSR_COMM_PIECE_BYTES;
 
-        TSR_TRY(follow(self, tsr_comm_all_gather(self->rail, (const char *)mine + done, n, ours)));
-        TSR_TRY(follow(self,
-                       tsr_comm_all_gather(self->node, ours, n * (size_t)self->nodes, everybody)));
+        TSR_TRY(tsr_comm_all_gather(self->rail, (const char *)mine + done, n, ours));
+        TSR_TRY(tsr_comm_all_gather(self->node, ours, n * (size_t)self->nodes, everybody));
         for (int local = 0; local < self->places; ++local) {
             for (int node = 0; node < self->nodes; ++node, everybody += n) {
                 memcpy((char *)all + (size_t)rank_at(self, node, local) * bytes + done, everybody,
@@ -169,8 +161,8 @@ static tsr_status run_lists(comm_planes *self, tsr_comm *over, void *values, boo
                                .sums = sums,
                                .purpose = purpose};
 
-    return follow(self, stream == NULL ? tsr_comm_exchange(over, &what)
-                                       : tsr_comm_exchange_on(over, &what, stream));
+    return stream == NULL ? tsr_comm_exchange(over, &what)
+                          : tsr_comm_exchange_on(over, &what, stream);
 }
 
 static tsr_status reduce_scatter(comm_planes *self, float *values, const int64_t *cuts,
@@ -221,17 +213,17 @@ static tsr_status planes_broadcast_on(tsr_comm *comm, void *buffer, size_t bytes
     const tsr_seat *from = &comm->seats[root], *own = &comm->seats[comm->rank];
 
     if (own->local == from->local) {
-        TSR_TRY(follow(self, tsr_comm_broadcast_on(self->rail, buffer, bytes, from->node, stream)));
+        TSR_TRY(tsr_comm_broadcast_on(self->rail, buffer, bytes, from->node, stream));
     }
-    return follow(self, tsr_comm_broadcast_on(self->node, buffer, bytes, from->local, stream));
+    return tsr_comm_broadcast_on(self->node, buffer, bytes, from->local, stream);
 }
 
 static tsr_status planes_stream_wait(tsr_comm *comm, tsr_stream *stream)
 {
     comm_planes *self = (comm_planes *)comm;
 
-    TSR_TRY(follow(self, tsr_comm_stream_wait(self->node, stream)));
-    return follow(self, tsr_comm_stream_wait(self->rail, stream));
+    TSR_TRY(tsr_comm_stream_wait(self->node, stream));
+    return tsr_comm_stream_wait(self->rail, stream);
 }
 
 static tsr_status planes_split(tsr_comm *comm, int color, int key, tsr_comm **comm_out)
@@ -311,6 +303,7 @@ static tsr_status create_local(tsr_comm *whole, tsr_comm *node, tsr_comm *rail, 
                    .local_size = whole->local_size,
                    .timeout_s = whole->timeout_s,
                    .takes_device_memory = node->takes_device_memory && rail->takes_device_memory,
+                   .parts = {node, rail},
                    .seats = whole->seats,
                    .names = whole->names,
                    .counts_nothing = true};

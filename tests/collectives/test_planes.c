@@ -335,6 +335,41 @@ static void a_dead_part_is_a_dead_whole(void **state)
     assert_all_ranks(tsr_test_comm(), ok);
 }
 
+/* Rank 0's rail fails in a call of its own: the composite takes no call there from then on, neither
+ * enters its parts nor waits for the others, and tells the cause. */
+static void a_part_that_dies_elsewhere_ends_the_whole(void **state)
+{
+    tsr_comm *world = tsr_test_comm(), *bad_rail = NULL, *planes = NULL;
+    const bool is_hit = tsr_comm_rank(world) == 0;
+    const tsr_comm_fault fault = {.rank = is_hit ? 0 : -1, .call = 1, .code = TSR_ERR_TIMEOUT};
+    fixture f;
+
+    (void)state;
+    if (tsr_comm_size(world) != 4) {
+        return;
+    }
+    bool ok = open_planes(2, false, &f) == TSR_OK;
+    assert_all_ranks(world, ok);
+    ok = tsr_comm_create_faulty(f.rail, &fault, &bad_rail) == TSR_OK &&
+         tsr_comm_create_planes(f.flat, f.node, bad_rail, &planes) == TSR_OK;
+    if (is_hit) {
+        char byte = 0, all[4];
+
+        ok = ok && !tsr_comm_is_dead(planes) && tsr_comm_barrier(bad_rail) == TSR_ERR_TIMEOUT;
+        ok = ok && tsr_comm_is_dead(planes) && tsr_comm_barrier(planes) == TSR_ERR_COMM &&
+             strstr(tsr_error_message(), "planes communicator of 4 ranks has failed before") &&
+             strstr(tsr_error_message(), "call 1 fails on rank 0 on purpose");
+        ok = ok && tsr_comm_all_gather(planes, &byte, 1, all) == TSR_ERR_COMM;
+        ok = ok && tsr_comm_agree(planes, TSR_OK) == TSR_ERR_COMM &&
+             tsr_comm_agree(planes, TSR_FAIL(TSR_ERR_IO, "full disk")) == TSR_ERR_IO &&
+             strcmp(tsr_error_message(), "full disk") == 0;
+    }
+    tsr_comm_destroy(&planes);
+    tsr_comm_destroy(&bad_rail);
+    close_all(&f);
+    assert_all_ranks(world, ok);
+}
+
 static void parts_know_their_seats(void **state)
 {
     const int size = tsr_comm_size(tsr_test_comm());
@@ -470,6 +505,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(places_on_other_planes_are_refused),
         cmocka_unit_test(wrong_uses_are_refused),
         cmocka_unit_test(a_dead_part_is_a_dead_whole),
+        cmocka_unit_test(a_part_that_dies_elsewhere_ends_the_whole),
     };
 
     return tsr_mpi_test_main(argc, argv, "planes", tests, sizeof tests / sizeof tests[0]);
