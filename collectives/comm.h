@@ -103,8 +103,8 @@ TSR_NODISCARD tsr_status tsr_comm_check_regular(const tsr_comm *comm);
  * call is refused at once (TSR_ERR_COMM, telling the first cause).
  *
  * The call itself failed with TSR_ERR_COMM, or with TSR_ERR_TIMEOUT and a message that names the
- * ranks that do not respond, or, when all do, who waits where. Memory that it was to fill is
- * undefined; nothing is written to it later.
+ * ranks of comm that do not respond (they may wait on another communicator themselves), or, when
+ * all do, who waits where. Memory that it was to fill is undefined; nothing is written to it later.
  */
 bool tsr_comm_is_dead(const tsr_comm *comm);
 

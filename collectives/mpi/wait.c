@@ -8,6 +8,9 @@
  *   all: collect words until everybody has spoken or the window has passed
  *   who has not spoken is named; the communicator is dead
  *
+ * The word reaches a rank only where it waits on this communicator: one that waits on another, for
+ * a lost rank or for one that waits for it, does not speak here either. The message says so.
+ *
  * A rank that is merely late enters a wait within the window, hears the word there and answers. The
  * window is part of timeout_s, so that the whole ends within it. */
 #include "collectives/mpi/mpi_impl.h"
@@ -170,7 +173,10 @@ static tsr_status give_up(comm_mpi *self, const char *operation)
         append_ranks(self, false, NULL, text, sizeof text);
         append(text, sizeof text, size - heard == 1 ? " does not respond (" : " do not respond (");
         append_ranks(self, true, NULL, text, sizeof text);
-        append(text, sizeof text, heard == 1 ? " does)" : " do)");
+        append(text, sizeof text, heard == 1 ? " does): " : " do): ");
+        append(text, sizeof text,
+               size - heard == 1 ? "it is lost or stuck, or waits elsewhere for one that is"
+                                 : "they are lost or stuck, or wait elsewhere for one that is");
     } else {
         append(text, sizeof text, "all ranks respond, but wait for each other: ");
         append_places(self, text, sizeof text);

@@ -1,6 +1,6 @@
-/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch` or `part`. The others must
- * get a TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0 prints the
- * verdict and ends the job with code 4, as launch does; stuck.cmake checks both. */
+/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch`, `part` or `chain`. The
+ * others must get a TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0
+ * prints the verdict and ends the job with code 4, as launch does; stuck.cmake checks both. */
 #include "collectives/mpi_bridge.h"
 
 #include <signal.h>
@@ -40,25 +40,30 @@ static tsr_status checkpoint(tsr_comm *comm)
 
 static const struct scene {
     const char *name, *expected;
-    double late_s;     /* rank 1 */
-    bool is_stopped;   /* rank 2 */
-    bool is_elsewhere; /* rank 1 */
-    bool is_in_part;   /* ranks 1 and 2 by themselves, which must be called so */
+    const char *expected_of_0; /* where rank 0 waits for rank 1, which waits for rank 2; or NULL */
+    double late_s;             /* rank 1 */
+    bool is_stopped;           /* rank 2 */
+    bool is_elsewhere;         /* rank 1 */
+    bool is_in_part;           /* ranks 1 and 2 by themselves, which must be called so */
 } scenes[] = {
     {"stopped",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
-     "1 do)",
-     0, true, false, false},
+     "1 do): it is lost",
+     NULL, 0, true, false, false},
     /* rank 0 gives up after 1 s and asks for 1 s; rank 1 comes in between and must not be blamed */
     {"late",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do)",
-     1.3, true, false, false},
+     NULL, 1.3, true, false, false},
     {"mismatch",
      "all ranks respond, but wait for each other: ranks 0 2 in reduce-scatter of gradient "
      "reduce-scatter (step 14), rank 1 in barrier of checkpoint",
-     0, false, true, false},
-    {"part", "rank 2 does not respond (rank 1 does)", 0, true, false, true},
+     NULL, 0, false, true, false},
+    {"part", "rank 2 does not respond (rank 1 does)", NULL, 0, true, false, true},
+    {"chain", "rank 2 does not respond (rank 1 does)",
+     "rank 1 does not respond (rank 0 does): it is lost or stuck, or waits elsewhere for one that "
+     "is",
+     0, true, false, true},
 };
 
 static bool play(const struct scene *scene, tsr_comm *comm, int rank)
@@ -72,7 +77,9 @@ static bool play(const struct scene *scene, tsr_comm *comm, int rank)
     const double start = MPI_Wtime();
     const tsr_status st = scene->is_elsewhere && rank == 1 ? checkpoint(comm) : gradients(comm);
     const double took = MPI_Wtime() - start;
-    const bool ok = st == TSR_ERR_TIMEOUT && strstr(tsr_error_message(), scene->expected) != NULL &&
+    const char *expected =
+        rank == 0 && scene->expected_of_0 != NULL ? scene->expected_of_0 : scene->expected;
+    const bool ok = st == TSR_ERR_TIMEOUT && strstr(tsr_error_message(), expected) != NULL &&
                     took <= timeout_s + slack_s && tsr_comm_is_dead(comm) &&
                     tsr_comm_barrier(comm) == TSR_ERR_COMM;
     if (!ok) {
@@ -85,7 +92,7 @@ static bool play(const struct scene *scene, tsr_comm *comm, int rank)
 int main(int argc, char **argv)
 {
     const struct scene *scene = NULL;
-    tsr_comm *comm = NULL, *part = NULL;
+    tsr_comm *comm = NULL, *part = NULL, *other = NULL;
     MPI_Comm healthy = MPI_COMM_NULL;
     int provided = 0, rank = 0, ok = 0, all_ok = 0;
 
@@ -99,8 +106,11 @@ int main(int argc, char **argv)
     (void)MPI_Comm_split(MPI_COMM_WORLD, scene->is_stopped && rank == 2, rank, &healthy);
     if (tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, 0, &comm) == TSR_OK &&
         tsr_comm_split(comm, scene->is_in_part && rank > 0, rank, &part) == TSR_OK &&
+        tsr_comm_split(comm, rank > 1, rank, &other) == TSR_OK &&
         tsr_comm_barrier(part) == TSR_OK) {
-        ok = (scene->is_in_part && rank == 0) || play(scene, part, rank);
+        const bool is_alone = scene->is_in_part && rank == 0;
+        ok = (is_alone && scene->expected_of_0 == NULL) ||
+             play(scene, is_alone ? other : part, rank);
     }
     (void)MPI_Allreduce(&ok, &all_ok, 1, MPI_INT, MPI_LAND, healthy);
     if (rank == 0) {
