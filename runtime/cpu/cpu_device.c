@@ -58,17 +58,17 @@ static const struct variant {
     const char *name;
     bool (*is_supported)(void);
     const tsr_device_ops *(*table)(void);
-    tsr_gemm_f32 *gemm_f32;
+    const tsr_own_gemm *own_gemm[2]; /* f32, bf16 */
 } variants[] = {
 /* best first: the alias "cpu" takes the first that runs here */
 #if defined(__x86_64__)
-    {"cpu:amx", has_amx, tsr_amx_table, tsr_avx512_gemm_f32},
-    {"cpu:avx512bf16", has_avx512bf16, tsr_avx512bf16_table, tsr_avx512_gemm_f32},
-    {"cpu:avx512", has_avx512, tsr_avx512_table, tsr_avx512_gemm_f32},
-    {"cpu:avx2", has_avx2, tsr_avx2_table, NULL},
+    {"cpu:amx", has_amx, tsr_amx_table, {&tsr_avx512_gemm_f32, &tsr_amx_gemm_bf16}},
+    {"cpu:avx512bf16", has_avx512bf16, tsr_avx512bf16_table, {&tsr_avx512_gemm_f32, NULL}},
+    {"cpu:avx512", has_avx512, tsr_avx512_table, {&tsr_avx512_gemm_f32, NULL}},
+    {"cpu:avx2", has_avx2, tsr_avx2_table, {NULL, NULL}},
 #endif
-    {"cpu:generic", always, tsr_generic_table, NULL},
-    {"cpu:plain", always, tsr_plain_table, NULL},
+    {"cpu:generic", always, tsr_generic_table, {NULL, NULL}},
+    {"cpu:plain", always, tsr_plain_table, {NULL, NULL}},
 };
 
 static tsr_status find_variant(const char *name, const struct variant **out)
@@ -125,7 +125,8 @@ tsr_status tsr_cpu_open(const char *name, int threads, tsr_device **out)
     TSR_TRY(find_variant(name, &variant));
     TSR_TRY(tsr_mem_alloc(TSR_MEM_OTHER, sizeof *self, (void **)&self));
     self->base.ops = variant->table();
-    self->gemm_f32 = variant->gemm_f32;
+    self->own_gemm[TSR_F32] = variant->own_gemm[TSR_F32];
+    self->own_gemm[TSR_BF16] = variant->own_gemm[TSR_BF16];
     self->base.threads = threads;
     self->base.has_fast_bf16 = has_bf16();
     self->base.is_host = true;

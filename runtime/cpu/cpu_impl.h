@@ -2,7 +2,7 @@
 #ifndef TSR_RUNTIME_CPU_IMPL_H
 #define TSR_RUNTIME_CPU_IMPL_H
 
-#include "runtime/cpu/simd/gemm_f32.h"
+#include "runtime/cpu/simd/own_gemm.h"
 #include "runtime/device_impl.h"
 
 typedef struct tsr_gemm_cache tsr_gemm_cache; /* oneDNN engine, primitives, scratch: gemm_cache.h */
@@ -10,8 +10,8 @@ typedef struct tsr_gemm_cache tsr_gemm_cache; /* oneDNN engine, primitives, scra
 typedef struct tsr_cpu_device {
     tsr_device base;
     tsr_gemm_cache *gemms;
-    tsr_gemm_f32 *gemm_f32; /* NULL: oneDNN is best on this instruction set */
-    void *scratch;          /* for kernels that need some: grown by the *_reserve calls only */
+    const tsr_own_gemm *own_gemm[2]; /* by dtype; NULL: oneDNN is best on this instruction set */
+    void *scratch; /* for kernels that need some: grown by the *_reserve calls only */
     size_t scratch_bytes;
 } tsr_cpu_device;
 
@@ -48,7 +48,7 @@ tsr_status tsr_cpu_zero(tsr_device *, void *block, size_t bytes, tsr_stream *);
     .copy = tsr_cpu_copy, .zero = tsr_cpu_zero, .sort_by_expert = tsr_cpu_sort_by_expert,          \
     .gather_f32 = tsr_cpu_gather_f32
 
-/* matrix products, for every instruction set: by gemm_f32 where there is one, or by oneDNN */
+/* matrix products, for every instruction set: by a kernel of our own where there is one, or by oneDNN */
 tsr_status tsr_cpu_gemm(tsr_device *, const tsr_gemm_args *, tsr_stream *);
 tsr_status tsr_cpu_gemm_reserve(tsr_device *, const tsr_gemm_args *);
 tsr_status tsr_cpu_grouped_gemm(tsr_device *, const tsr_grouped_gemm_args *, tsr_stream *);

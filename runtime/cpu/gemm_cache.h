@@ -5,7 +5,8 @@
  * thread while the others run theirs. On processors whose oneDNN refuses bf16 (no AVX-512) operands
  * are widened to f32 around an f32 product: slower, same rounding of the result.
  * With AVX-512, oneDNN 2.6 adds along k in an order that depends neither on the threads nor on m
- * (but for one row of bf16 times an untransposed matrix); its older kernels do not keep to that. */
+ * (but for one row of bf16 times an untransposed matrix); its older kernels do not keep to that,
+ * nor do those for AMX, which our own replace. */
 #ifndef TSR_RUNTIME_CPU_GEMM_CACHE_H
 #define TSR_RUNTIME_CPU_GEMM_CACHE_H
 
@@ -50,10 +51,10 @@ static inline tsr_gemm_cache *tsr_gemm_cache_of(const tsr_device *device)
     return ((const tsr_cpu_device *)device)->gemms;
 }
 
-/** Our own kernel of this device, or NULL. */
-static inline tsr_gemm_f32 *tsr_gemm_f32_of(const tsr_device *device)
+/** Our own kernel of this device for this type, or NULL. */
+static inline const tsr_own_gemm *tsr_own_gemm_of(const tsr_device *device, tsr_dtype dtype)
 {
-    return ((const tsr_cpu_device *)device)->gemm_f32;
+    return ((const tsr_cpu_device *)device)->own_gemm[dtype];
 }
 
 static inline int64_t tsr_round_up(int64_t value, int64_t unit)

@@ -13,7 +13,7 @@ enum { FAR_BYTES = 16 << 20 };
 /* ---- one product per expert -------------------------------------------------------------------
  *
  * The work is cut into tasks that threads take one by one, largest first, each running serial
- * products: no barrier between experts. An output row does not depend on how rows are cut (gemm_f32
+ * products: no barrier between experts. An output row does not depend on how rows are cut (our kernels
  * and oneDNN add along k in one order whatever m is), so forward and dgrad may be cut to fit the
  * threads. Weight gradients add up row pieces, which therefore do not depend on the threads; an
  * expert with more than half a thread's share of all rows is cut along n instead. */
@@ -91,20 +91,16 @@ static size_t plan_bytes(const tsr_grouped_gemm_args *args, int threads)
     return (size_t)(args->experts + pieces + slices) * sizeof(task);
 }
 
-static bool is_own_group(const tsr_device *device, const tsr_grouped_gemm_args *args)
-{
-    return tsr_gemm_f32_of(device) != NULL && args->dtype == TSR_F32;
-}
-
 tsr_status tsr_cpu_grouped_gemm_reserve(tsr_device *device, const tsr_grouped_gemm_args *args)
 {
     tsr_gemm_cache *cache = tsr_gemm_cache_of(device);
+    const tsr_own_gemm *own = tsr_own_gemm_of(device, args->dtype);
     const int64_t span = slice_span(args, device->threads), rest = args->n % span;
     void *plan = NULL;
 
     TSR_TRY(tsr_gemm_cache_plan(cache, plan_bytes(args, device->threads), &plan));
-    if (is_own_group(device, args)) {
-        return tsr_gemm_cache_reserve_parts(cache, tsr_gemm_f32_scratch_bytes());
+    if (own != NULL) {
+        return tsr_gemm_cache_reserve_parts(cache, own->scratch_bytes);
     }
     for (int64_t rows = TSR_ROW_ALIGN; rows <= PIECE_ROWS && rows <= args->max_rows;
          rows += TSR_ROW_ALIGN) {
@@ -192,51 +188,87 @@ static int64_t plan_slices(const tsr_grouped_gemm_args *args, int threads, int e
 
 static bool is_far(const tsr_grouped_gemm_args *args, int64_t width)
 {
-    return args->offsets[args->experts] * width > FAR_BYTES / (int64_t)sizeof(float);
+    return args->offsets[args->experts] * width > FAR_BYTES / (int64_t)tsr_dtype_bytes(args->dtype);
 }
 
-/* One task by gemm_f32. Tokens are the packed side: weights pass once. */
-static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, tsr_gemm_f32 *gemm_f32,
-                         float *scratch)
+static void exchange_sides(tsr_own_gemm_args *p)
 {
-    const int64_t n = args->n, k = args->k;
-    const int64_t row = args->offsets[t->expert] + t->row;
-    float *x = (float *)args->x + row * k, *y = (float *)args->y + row * n;
-    float *w = (float *)args->w + (t->expert * n + t->column) * k;
-    tsr_gemm_f32_args product;
+    const tsr_own_gemm_args was = *p;
 
-    if (t->rows == 0) {
-        memset(w, 0, (size_t)(t->span * k) * sizeof *w);
-        return;
-    }
+    p->a = was.b;
+    p->b = was.a;
+    p->c_outer_a = was.c_outer_b;
+    p->c_outer_b = was.c_outer_a;
+    p->m = was.n;
+    p->n = was.m;
+}
+
+/* One task by our kernel. Tokens are the packed side, so that weights pass once; but in the input
+ * gradient of bf16 packing the weights takes no turning of words, and nothing else does either. */
+static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const tsr_own_gemm *own,
+                         void *scratch)
+{
+    const int64_t n = args->n, k = args->k, row = args->offsets[t->expert] + t->row;
+    const size_t element = tsr_dtype_bytes(args->dtype);
+    char *x = (char *)args->x + (size_t)(row * k) * element;
+    char *y = (char *)args->y + (size_t)(row * n) * element;
+    char *w = (char *)args->w + (size_t)(t->expert * n * k) * element;
+    float *dw = (float *)args->w + (t->expert * n + t->column) * k;
+    tsr_own_gemm_args product = {.dtype = args->dtype, .c_dtype = args->dtype};
+
     switch (args->pass) {
     case TSR_GROUPED_FORWARD:
-        product = (tsr_gemm_f32_args){{w, k, 1}, {x, k, 1}, y, 1,     n,
-                                      n,         t->rows,   k, false, is_far(args, n)};
+        product.a = (tsr_gemm_side){w, k, 1};
+        product.b = (tsr_gemm_side){x, k, 1};
+        product.c = y;
+        product.c_outer_a = 1;
+        product.c_outer_b = product.m = n;
+        product.n = t->rows;
+        product.k = k;
+        product.is_far = is_far(args, n);
         break;
     case TSR_GROUPED_DGRAD:
-        product = (tsr_gemm_f32_args){{w, 1, k}, {y, n, 1}, x, 1,     k,
-                                      k,         t->rows,   n, false, is_far(args, k)};
+        product.a = (tsr_gemm_side){w, 1, k};
+        product.b = (tsr_gemm_side){y, n, 1};
+        product.c = x;
+        product.c_outer_a = 1;
+        product.c_outer_b = product.m = k;
+        product.n = t->rows;
+        product.k = n;
+        product.is_far = is_far(args, k);
         break;
     case TSR_GROUPED_WGRAD:
     default:
-        y += t->column;
-        product = (tsr_gemm_f32_args){{y, 1, n}, {x, 1, k},        w,   k, 1, t->span, k,
-                                      t->rows,   args->accumulate, true};
+        if (t->rows == 0) {
+            memset(dw, 0, (size_t)(t->span * k) * sizeof *dw);
+            return;
+        }
+        product.a = (tsr_gemm_side){y + (size_t)t->column * element, 1, n};
+        product.b = (tsr_gemm_side){x, 1, k};
+        product.c = dw;
+        product.c_dtype = TSR_F32;
+        product.c_outer_a = product.n = k;
+        product.c_outer_b = 1;
+        product.m = t->span;
+        product.k = t->rows;
+        product.accumulate = args->accumulate;
+        product.is_far = true;
         break;
     }
-    gemm_f32(&product, scratch);
+    if (args->pass == TSR_GROUPED_DGRAD && args->dtype == TSR_BF16) {
+        exchange_sides(&product);
+    }
+    own->run(&product, scratch);
 }
 
-static void run_tasks_own(tsr_device *device, const tsr_grouped_gemm_args *args, const task *tasks,
-                          int64_t count)
+static void run_tasks_own(tsr_device *device, const tsr_grouped_gemm_args *args,
+                          const tsr_own_gemm *own, const task *tasks, int64_t count)
 {
     const tsr_gemm_cache *cache = tsr_gemm_cache_of(device);
 
 #pragma omp parallel for schedule(dynamic, 1) num_threads(device->threads)
     for (int64_t i = 0; i < count; ++i) {
-        run_task_own(args, &tasks[i], tsr_gemm_f32_of(device),
-                     tsr_gemm_cache_part(cache, omp_get_thread_num()));
+        run_task_own(args, &tasks[i], own, tsr_gemm_cache_part(cache, omp_get_thread_num()));
     }
 }
 
@@ -280,6 +312,7 @@ tsr_status tsr_cpu_grouped_gemm(tsr_device *device, const tsr_grouped_gemm_args 
                                 tsr_stream *stream)
 {
     tsr_gemm_cache *cache = tsr_gemm_cache_of(device);
+    const tsr_own_gemm *own = tsr_own_gemm_of(device, args->dtype);
     const bool is_wgrad = args->pass == TSR_GROUPED_WGRAD;
     void *memory = NULL;
     int64_t count = 0;
@@ -291,9 +324,9 @@ tsr_status tsr_cpu_grouped_gemm(tsr_device *device, const tsr_grouped_gemm_args 
     for (int expert = 0; expert < args->experts; ++expert) {
         count = (is_wgrad ? plan_slices : plan_rows)(args, device->threads, expert, count, tasks);
     }
-    if (is_own_group(device, args)) {
-        TSR_TRY(tsr_gemm_cache_reserve_parts(cache, tsr_gemm_f32_scratch_bytes()));
-        run_tasks_own(device, args, tasks, count);
+    if (own != NULL) {
+        TSR_TRY(tsr_gemm_cache_reserve_parts(cache, own->scratch_bytes));
+        run_tasks_own(device, args, own, tasks, count);
         return TSR_OK;
     }
     for (int64_t i = 0; i < count; ++i) {

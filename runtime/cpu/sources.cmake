@@ -42,6 +42,7 @@ set(TSR_SIMD_SOURCES
 set(TSR_AMX_SOURCES
   cpu/simd/attention.c
   cpu/simd/attention_backward.c
+  cpu/simd/gemm_bf16.c
   cpu/simd/table_amx.c)
 
 set(TSR_SIMD_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)

@@ -36,13 +36,17 @@ static void assert_product(tsr_dtype dtype, const void *got, const void *expecte
     }
 }
 
-/* Threads do not change a bit, as gemm_cache.h says: on AVX-512, and for more than one row. Devices
- * come in pairs of one instruction set, with one thread and with two. */
-static void assert_same_bits(const void *got, const void *first, size_t bytes)
+/* Threads do not change a bit, as gemm_cache.h says: with kernels of our own, and with oneDNN's on
+ * AVX-512 without AMX, for more than one row. Devices come in pairs of one instruction set, with
+ * one thread and with two. */
+static void assert_same_bits(const rig *r, tsr_dtype dtype, const void *got, const void *first,
+                             size_t bytes)
 {
-    const int isa = dnnl_cpu_isa_avx512_core;
+    const int avx512 = dnnl_cpu_isa_avx512_core, amx = dnnl_cpu_isa_avx512_core_amx;
+    const int isa = (int)dnnl_get_effective_cpu_isa();
 
-    if (((int)dnnl_get_effective_cpu_isa() & isa) == isa) {
+    if (tsr_own_gemm_of(r->device, dtype) != NULL ||
+        ((isa & avx512) == avx512 && (isa & amx) != amx)) {
         assert_memory_equal(got, first, bytes);
     }
 }
@@ -142,7 +146,7 @@ static void check_dense(const dense_case *d)
         void *got = run_dense(d, &r);
         assert_product(d->c_dtype, got, expected, bound, d->k, count);
         if (i % 2 == 1 && d->m > 1) {
-            assert_same_bits(got, first, (size_t)count * tsr_dtype_bytes(d->c_dtype));
+            assert_same_bits(&r, d->dtype, got, first, (size_t)count * tsr_dtype_bytes(d->c_dtype));
         }
         tsr_mem_free(first);
         first = got;
@@ -156,12 +160,12 @@ static void check_dense(const dense_case *d)
 
 static void dense_products_match_the_twin(void **state)
 {
-    /* from the third row on: what gemm_f32 does, with edges in every direction, one to three passes
+    /* from the third row on: what our kernels do, with edges in every direction, one to three passes
      * over the sum, either side packed, and more columns than are packed at once */
-    static const int64_t sizes[][3] = {{1, 1, 1},      {1, 64, 33},   {5, 3, 7},     {37, 1, 19},
-                                       {64, 96, 48},   {16, 8, 300},  {129, 70, 65}, {14, 64, 64},
-                                       {15, 65, 527},  {1, 97, 513},  {300, 64, 64}, {43, 290, 71},
-                                       {29, 81, 1030}, {270, 65, 530}};
+    static const int64_t sizes[][3] = {
+        {1, 1, 1},     {1, 64, 33},   {5, 3, 7},      {37, 1, 19},    {64, 96, 48},
+        {16, 8, 300},  {129, 70, 65}, {14, 64, 64},   {15, 65, 527},  {1, 97, 513},
+        {300, 64, 64}, {43, 290, 71}, {29, 81, 1030}, {270, 65, 530}, {33, 300, 2101}};
 
     (void)state;
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s) {
@@ -201,7 +205,7 @@ static void a_row_does_not_depend_on_the_others(void **state)
         args.c = few;
         for (args.m = 2; args.m < M; args.m = 3 * args.m + 1) {
             assert_ok(tsr_op_gemm(r.device, &args, r.stream));
-            assert_same_bits(few, all, (size_t)(args.m * N) * sizeof *few);
+            assert_same_bits(&r, TSR_F32, few, all, (size_t)(args.m * N) * sizeof *few);
         }
         close_rig(&r);
     }
@@ -211,41 +215,67 @@ static void a_row_does_not_depend_on_the_others(void **state)
     tsr_mem_free(few);
 }
 
-/* gemm_f32 itself: more columns than there are tiles for, one pass and more, rows left over of each
+/* A kernel itself: more columns than there are tiles for, one pass and more, rows left over of each
  * kind, near and far; sides exchanged, c is written the other way round, with the same bits. */
-static void sides_of_gemm_f32_are_alike(void **state)
+static void check_sides(const tsr_own_gemm *own, const int64_t size[3], tsr_own_gemm_args p,
+                        void *scratch)
 {
-    static const int64_t sizes[][3] = {
-        {250, 2600, 20}, {116, 90, 600}, {231, 33, 64}, {5, 48, 70}, {3, 17, 1030}};
-    rig r;
+    const int64_t m = size[0], n = size[1], k = size[2];
+    const int64_t stride = tsr_round_up(m, 32); /* lines of c start where memory's do */
+    void *a = take_random(p.dtype, m * k, 1, 1.0f), *b = take_random(p.dtype, n * k, 2, 1.0f);
+    void *c[2] = {take_random(p.c_dtype, n * stride, 3, 1.0f),
+                  take_random(p.c_dtype, n * stride, 3, 1.0f)};
+
+    p.a = (tsr_gemm_side){a, k, 1};
+    p.b = (tsr_gemm_side){b, k, 1};
+    p.c = c[0];
+    p.c_outer_a = 1;
+    p.c_outer_b = stride;
+    p.m = m;
+    p.n = n;
+    p.k = k;
+    own->run(&p, scratch);
+    p.a = (tsr_gemm_side){b, k, 1};
+    p.b = (tsr_gemm_side){a, k, 1};
+    p.c = c[1];
+    p.c_outer_a = stride;
+    p.c_outer_b = 1;
+    p.m = n;
+    p.n = m;
+    own->run(&p, scratch);
+    assert_memory_equal(c[0], c[1], (size_t)(n * stride) * tsr_dtype_bytes(p.c_dtype));
+    tsr_mem_free(a);
+    tsr_mem_free(b);
+    tsr_mem_free(c[0]);
+    tsr_mem_free(c[1]);
+}
+
+static void sides_of_our_kernels_are_alike(void **state)
+{
+    static const int64_t sizes[][3] = {{250, 2600, 20}, {116, 90, 600}, {231, 33, 64},
+                                       {5, 48, 70},     {3, 17, 1030},  {70, 300, 2101}};
 
     (void)state;
-    if (!open_named("cpu:avx512", 1, &r)) {
-        return;
-    }
-    tsr_gemm_f32 *const gemm_f32 = ((const tsr_cpu_device *)r.device)->gemm_f32;
-    void *scratch = take(1, tsr_gemm_f32_scratch_bytes());
-    for (int variant = 0; variant < 20; ++variant) {
-        const int64_t *size = sizes[variant / 4], m = size[0], n = size[1], k = size[2];
-        const int64_t stride = tsr_round_up(m, 16); /* lines of c start where memory's do */
-        float *a = take_random(TSR_F32, m * k, 1, 1.0f), *b = take_random(TSR_F32, n * k, 2, 1.0f);
-        float *c[2] = {take_random(TSR_F32, n * stride, 3, 1.0f),
-                       take_random(TSR_F32, n * stride, 3, 1.0f)};
-        tsr_gemm_f32_args p = {{a, k, 1}, {b, k, 1}, c[0], 1, stride, m, n, k, false, false};
+    for (int dtype = TSR_F32; dtype <= TSR_BF16; ++dtype) {
+        rig r;
 
-        p.accumulate = variant % 2 != 0;
-        p.is_far = variant / 2 % 2 != 0;
-        gemm_f32(&p, scratch);
-        p = (tsr_gemm_f32_args){p.b, p.a, c[1], stride, 1, n, m, k, p.accumulate, p.is_far};
-        gemm_f32(&p, scratch);
-        assert_same_bits(c[0], c[1], (size_t)(n * stride) * sizeof(float));
-        tsr_mem_free(a);
-        tsr_mem_free(b);
-        tsr_mem_free(c[0]);
-        tsr_mem_free(c[1]);
+        if (!open_named(dtype == TSR_F32 ? "cpu:avx512" : "cpu:amx", 1, &r)) {
+            continue;
+        }
+        const tsr_own_gemm *const own = tsr_own_gemm_of(r.device, (tsr_dtype)dtype);
+        void *scratch = take(1, own->scratch_bytes);
+        for (int variant = 0; variant < 36; ++variant) {
+            const int form = variant % 6; /* c: f32, f32 +=, the type of a and b; near, far */
+            const tsr_own_gemm_args p = {.dtype = (tsr_dtype)dtype,
+                                         .c_dtype = form / 2 == 2 ? (tsr_dtype)dtype : TSR_F32,
+                                         .accumulate = form / 2 == 1,
+                                         .is_far = form % 2 != 0};
+
+            check_sides(own, sizes[variant / 6], p, scratch);
+        }
+        tsr_mem_free(scratch);
+        close_rig(&r);
     }
-    tsr_mem_free(scratch);
-    close_rig(&r);
 }
 
 static void empty_products(void **state)
@@ -434,7 +464,7 @@ static void check_group(const group_case *g)
         void *got = run_group(g, &r);
         assert_product(type, got, expected, bound, k, count);
         if (i % 2 == 1) {
-            assert_same_bits(got, first, (size_t)count * tsr_dtype_bytes(type));
+            assert_same_bits(&r, g->dtype, got, first, (size_t)count * tsr_dtype_bytes(type));
         }
         tsr_mem_free(first);
         first = got;
@@ -516,9 +546,9 @@ static int64_t products_made(const rig *r)
     return tsr_gemm_cache_created(((const tsr_cpu_device *)r->device)->gemms);
 }
 
-static bool has_own_kernel(const rig *r)
+static bool has_own_kernel(const rig *r, tsr_dtype dtype)
 {
-    return ((const tsr_cpu_device *)r->device)->gemm_f32 != NULL;
+    return ((const tsr_cpu_device *)r->device)->own_gemm[dtype] != NULL;
 }
 
 /* After the reserve of 0 .. max_rows rows no split of any number of them makes a primitive or takes
@@ -553,7 +583,7 @@ static void reserved_experts_make_nothing(void **state)
                 m.offsets[3] = total;
                 assert_ok(tsr_op_grouped_gemm(r.device, &args, r.stream));
             }
-            assert_true(made > 0 || (g.dtype == TSR_F32 && has_own_kernel(&r)));
+            assert_true(made > 0 || has_own_kernel(&r, g.dtype));
             assert_int_equal(products_made(&r), made);
             assert_int_equal(tsr_mem_alloc_calls(), taken);
             close_rig(&r);
@@ -587,7 +617,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dense_products_match_the_twin),
         cmocka_unit_test(a_row_does_not_depend_on_the_others),
-        cmocka_unit_test(sides_of_gemm_f32_are_alike),
+        cmocka_unit_test(sides_of_our_kernels_are_alike),
         cmocka_unit_test(empty_products),
         cmocka_unit_test(bad_products_are_refused),
         cmocka_unit_test(expert_products_match_the_twin),

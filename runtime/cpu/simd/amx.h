@@ -36,9 +36,9 @@ VEC_INLINE void amx_end(void)
 }
 
 /* c[32, 32] (+)= a[32, words] b[words, 32]; words a multiple of 16. Rows lie a_row, b_row and c_row
- * words or sums apart. */
-VEC_INLINE void amx_block(const float *a, int64_t a_row, const float *b, int64_t b_row,
-                          int64_t words, float *c, int64_t c_row, bool add)
+ * words or sums apart, and 16 words of a row of a lie a_next from the 16 before. */
+VEC_INLINE void amx_block(const float *a, int64_t a_row, int64_t a_next, const float *b,
+                          int64_t b_row, int64_t words, float *c, int64_t c_row, bool add)
 {
     const size_t a_bytes = (size_t)a_row * sizeof *a, b_bytes = (size_t)b_row * sizeof *b;
     const size_t c_bytes = (size_t)c_row * sizeof *c;
@@ -56,15 +56,18 @@ VEC_INLINE void amx_block(const float *a, int64_t a_row, const float *b, int64_t
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t i = 0; i < words; i += AMX_WORDS, b += AMX_WORDS * b_row) {
-        _tile_loadd(4, a + i, a_bytes);
+    for (int64_t i = 0; i < words; i += AMX_WORDS) {
+        _tile_loadd(4, a, a_bytes);
         _tile_loadd(6, b, b_bytes);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b + AMX_WORDS, b_bytes);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a_low + i, a_bytes);
+        _tile_loadd(5, a_low, a_bytes);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        a += a_next;
+        a_low += a_next;
+        b += AMX_WORDS * b_row;
     }
     _tile_stored(0, c, c_bytes);
     _tile_stored(1, c + AMX_WORDS, c_bytes);

@@ -318,8 +318,8 @@ VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matri
 #if defined(__AMX_BF16__)
     (void)pack;
     for (int64_t col = 0; col < columns; col += AMX_BLOCK) {
-        amx_block(a.at, a.row, b.at + col, b.row, round_up(depth, AMX_BLOCK) / 2, c.at + col, c.row,
-                  add);
+        amx_block(a.at, a.row, AMX_WORDS, b.at + col, b.row, round_up(depth, AMX_BLOCK) / 2,
+                  c.at + col, c.row, add);
     }
 #else
     const int64_t words = (depth + pack - 1) / pack;

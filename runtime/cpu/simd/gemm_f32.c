@@ -1,6 +1,20 @@
-#include "runtime/cpu/simd/gemm_f32.h"
-
+/* The kernel for f32: tiles of 14 x 32 results in registers, over strips of a and panels of b.
+ * Strips are copied while others are multiplied, so that a streams from memory meanwhile. */
 #include "runtime/cpu/simd/gemm_tile.h"
+#include "runtime/cpu/simd/own_gemm.h"
+
+/* tsr_own_gemm_args, of floats. */
+typedef struct side {
+    const float *at;
+    int64_t outer, along;
+} side;
+
+typedef struct product {
+    side a, b;
+    float *c;
+    int64_t c_outer_a, c_outer_b, m, n, k;
+    bool accumulate, is_far;
+} product;
 
 /* Steps of a sum in one pass: a strip of them is 28 KiB, about a first-level cache. Floats of b
  * packed at once: 512 KiB, half of a second-level cache. Sums that wait for the next pass: 1
@@ -18,11 +32,6 @@ enum {
     PANEL_FLOATS = MOST_PACKED + PANEL * VEC_N
 };
 
-size_t tsr_gemm_f32_scratch_bytes(void)
-{
-    return ((size_t)PANEL_FLOATS + 2 * GROUP * STRIP_FLOATS + MOST_SUMS) * sizeof(float);
-}
-
 static int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
@@ -37,11 +46,11 @@ static int64_t even_part(int64_t whole, int64_t most, int64_t unit)
 }
 
 /* out[r][0 .. 15] = side(0 .. count - 1, r), zero behind, in half the width of a panel. */
-static void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, float *out)
+static void pack_lanes(const side *from, int64_t count, int64_t steps, float *out)
 {
-    if (side->along != 1) {
+    if (from->along != 1) {
         for (int64_t r = 0; r < steps; ++r) {
-            vec_store(out + r * PANEL, load_lanes(side->at + r * side->along, first_lanes(count)));
+            vec_store(out + r * PANEL, load_lanes(from->at + r * from->along, first_lanes(count)));
         }
         return;
     }
@@ -51,7 +60,7 @@ static void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, 
 
 #pragma GCC unroll 16
         for (int i = 0; i < VEC_N; ++i) {
-            block[i] = load_lanes(side->at + i * side->outer + r, i < count ? lanes : 0);
+            block[i] = load_lanes(from->at + i * from->outer + r, i < count ? lanes : 0);
         }
         transpose(block);
 #pragma GCC unroll 16
@@ -61,19 +70,19 @@ static void pack_lanes(const tsr_gemm_side *side, int64_t count, int64_t steps, 
     }
 }
 
-static tsr_gemm_side from(const tsr_gemm_side *side, int64_t i, int64_t r)
+static side part_of(const side *whole, int64_t i, int64_t r)
 {
-    return (tsr_gemm_side){side->at + i * side->outer + r * side->along, side->outer, side->along};
+    return (side){whole->at + i * whole->outer + r * whole->along, whole->outer, whole->along};
 }
 
 /* In the order of memory: all steps of a few columns, or all columns of a few steps. */
-static void pack_panels(const tsr_gemm_side *b, int64_t columns, int64_t steps, float *out)
+static void pack_panels(const side *b, int64_t columns, int64_t steps, float *out)
 {
     const int64_t deep = b->along == 1 ? steps : VEC_N;
 
     for (int64_t r = 0; r < steps; r += deep) {
         for (int64_t j = 0; j < columns; j += VEC_N) {
-            const tsr_gemm_side lanes = from(b, j, r);
+            const side lanes = part_of(b, j, r);
             float *panel = out + j / PANEL * PANEL * steps + j % PANEL;
 
             pack_lanes(&lanes, columns - j, least(deep, steps - r), panel + r * PANEL);
@@ -83,8 +92,8 @@ static void pack_panels(const tsr_gemm_side *b, int64_t columns, int64_t steps, 
 
 /* To copy the group of strips that begins at a, of which `rows` are left, while `tiles` tiles are
  * multiplied. */
-static next_strips approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *a, int64_t rows,
-                               int64_t tiles, float *to)
+static next_strips approach_of(const product *p, const side *a, int64_t rows, int64_t tiles,
+                               float *to)
 {
     const int64_t times = tiles * ((p->k + APPROACH_STEPS - 1) / APPROACH_STEPS);
     next_strips next = {.at = a->at, .to = to};
@@ -118,7 +127,7 @@ static next_strips approach_of(const tsr_gemm_f32_args *p, const tsr_gemm_side *
 }
 
 /* The lines of c that a tile will be put into. */
-static void expect_tile(const tsr_gemm_f32_args *p, const float *c, int64_t rows)
+static void expect_tile(const product *p, const float *c, int64_t rows)
 {
     if (p->c_outer_b == 1 && (p->accumulate || !p->is_far)) {
         for (int64_t i = 0; i < least(rows, STRIP); ++i) {
@@ -128,7 +137,7 @@ static void expect_tile(const tsr_gemm_f32_args *p, const float *c, int64_t rows
     }
 }
 
-static void put_rows(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, float *c, int64_t rows,
+static void put_rows(float tile[STRIP][PANEL], const product *p, float *c, int64_t rows,
                      int64_t columns, bool add)
 {
     const bool is_far = p->is_far && !add && columns >= PANEL && p->c_outer_a % LINE_FLOATS == 0 &&
@@ -152,8 +161,8 @@ static void put_rows(float tile[STRIP][PANEL], const tsr_gemm_f32_args *p, float
 /* The tiles of a group of strips, one below the other: written by whole lines. One strip at a time
  * would write 14 floats of a line, which leaves the caches before the rest comes: the lines of a
  * column of tiles, far apart, fall into few sets. */
-static void put_columns(float block[GROUP_ROWS][PANEL], const tsr_gemm_f32_args *p, float *c,
-                        int64_t rows, int64_t columns)
+static void put_columns(float block[GROUP_ROWS][PANEL], const product *p, float *c, int64_t rows,
+                        int64_t columns)
 {
     const bool is_far =
         p->is_far && !p->accumulate && p->c_outer_b % LINE_FLOATS == 0 && (uintptr_t)c % LINE == 0;
@@ -211,16 +220,16 @@ VEC_INLINE void multiply_part(const float *strip, strip_layout layout, const flo
 
 /* Where the sums of a group of strips and panel j are kept: of all groups if there are more passes
  * to come, else of one group and panel at a time. */
-static float (*tiles_of(const tsr_gemm_f32_args *p, float (*tiles)[STRIP][PANEL], int64_t i,
-                        int64_t j, bool is_alone))[STRIP][PANEL]
+static float (*tiles_of(const product *p, float (*tiles)[STRIP][PANEL], int64_t i, int64_t j,
+                        bool is_alone))[STRIP][PANEL]
 {
     const int64_t across = (p->n + PANEL - 1) / PANEL;
 
     return is_alone ? tiles : tiles + (i / GROUP_ROWS * across + j / PANEL) * GROUP;
 }
 
-static void put_group(float (*tiles)[STRIP][PANEL], const tsr_gemm_f32_args *p, float *c,
-                      int64_t rows, int64_t columns)
+static void put_group(float (*tiles)[STRIP][PANEL], const product *p, float *c, int64_t rows,
+                      int64_t columns)
 {
     if (p->c_outer_b != 1) {
         put_columns(tiles[0], p, c, rows, columns);
@@ -233,9 +242,9 @@ static void put_group(float (*tiles)[STRIP][PANEL], const tsr_gemm_f32_args *p, 
 
 /* One pass over all strips of a, with the panels of its steps: sums start, go on or end in
  * tiles. */
-VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
-                                const float *panels, float *strips, float (*tiles)[STRIP][PANEL],
-                                bool is_first, bool is_last)
+VEC_INLINE void multiply_panels(const product *p, strip_layout layout, const float *panels,
+                                float *strips, float (*tiles)[STRIP][PANEL], bool is_first,
+                                bool is_last)
 {
     const int64_t across = (p->n + PANEL - 1) / PANEL;
     float *group = strips, *other = strips + GROUP * STRIP_FLOATS;
@@ -244,7 +253,7 @@ VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
     next.at_once = next.left; /* there is nothing to do meanwhile */
     approach(&next);
     for (int64_t i = 0; i < p->m; i += GROUP_ROWS) {
-        const tsr_gemm_side later = from(&p->a, i + GROUP_ROWS, 0);
+        const side later = part_of(&p->a, i + GROUP_ROWS, 0);
         const int64_t rows = least(GROUP_ROWS, p->m - i);
 
         if (i + GROUP_ROWS < p->m) {
@@ -271,37 +280,51 @@ VEC_INLINE void multiply_panels(const tsr_gemm_f32_args *p, strip_layout layout,
     }
 }
 
-void tsr_avx512_gemm_f32(const tsr_gemm_f32_args *args, float *scratch)
+static side side_of(const tsr_gemm_side *of)
 {
-    const int64_t steps = even_part(args->k, MOST_STEPS, LINE_FLOATS);
+    return (side){of->at, of->outer, of->along};
+}
+
+static void run(const tsr_own_gemm_args *args, void *scratch)
+{
+    const product whole = {side_of(&args->a), side_of(&args->b), args->c, args->c_outer_a,
+                           args->c_outer_b,   args->m,           args->n, args->k,
+                           args->accumulate,  args->is_far};
+    const int64_t steps = even_part(whole.k, MOST_STEPS, LINE_FLOATS);
     const int64_t most_columns = least(MOST_PACKED / steps, MOST_SUMS / GROUP_ROWS);
-    const int64_t columns = even_part(args->n, most_columns / PANEL * PANEL, PANEL);
-    const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / GROUP_ROWS * GROUP_ROWS;
+    const int64_t columns = even_part(whole.n, most_columns / PANEL * PANEL, PANEL);
+    const int64_t rows = steps >= whole.k ? whole.m : MOST_SUMS / columns / GROUP_ROWS * GROUP_ROWS;
     float *panels = scratch, *strips = panels + PANEL_FLOATS;
     float(*tiles)[STRIP][PANEL] =
         (float(*)[STRIP][PANEL])(void *)(strips + 2 * GROUP * STRIP_FLOATS);
 
-    for (int64_t j = 0; j < args->n; j += columns) {
-        for (int64_t i = 0; i < args->m; i += rows) {
-            for (int64_t r = 0; r < args->k; r += steps) {
-                tsr_gemm_f32_args part = *args;
+    for (int64_t j = 0; j < whole.n; j += columns) {
+        for (int64_t i = 0; i < whole.m; i += rows) {
+            for (int64_t r = 0; r < whole.k; r += steps) {
+                product part = whole;
 
-                part.m = least(rows, args->m - i);
-                part.n = least(columns, args->n - j);
-                part.k = least(steps, args->k - r);
-                part.a = from(&args->a, i, r);
-                part.b = from(&args->b, j, r);
-                part.c += i * args->c_outer_a + j * args->c_outer_b;
+                part.m = least(rows, whole.m - i);
+                part.n = least(columns, whole.n - j);
+                part.k = least(steps, whole.k - r);
+                part.a = part_of(&whole.a, i, r);
+                part.b = part_of(&whole.b, j, r);
+                part.c += i * whole.c_outer_a + j * whole.c_outer_b;
                 pack_panels(&part.b, part.n, part.k, panels);
                 if (part.a.along == 1) {
                     multiply_panels(&part, along_layout, panels, strips, tiles, r == 0,
-                                    r + steps >= args->k);
+                                    r + steps >= whole.k);
                 } else {
                     multiply_panels(&part, across_layout, panels, strips, tiles, r == 0,
-                                    r + steps >= args->k);
+                                    r + steps >= whole.k);
                 }
             }
         }
     }
     finish_far_stores();
 }
+
+const tsr_own_gemm tsr_avx512_gemm_f32 = {
+    .run = run,
+    .scratch_bytes = (PANEL_FLOATS + 2 * GROUP * STRIP_FLOATS + MOST_SUMS) * sizeof(float),
+    .rows = STRIP,
+};
