@@ -48,7 +48,7 @@ tsr_status tsr_cpu_zero(tsr_device *, void *block, size_t bytes, tsr_stream *);
     .copy = tsr_cpu_copy, .zero = tsr_cpu_zero, .sort_by_expert = tsr_cpu_sort_by_expert,          \
     .gather_f32 = tsr_cpu_gather_f32
 
-/* matrix products, for every instruction set: by a kernel of our own where there is one, or by oneDNN */
+/* matrix products, for every instruction set: by a kernel of our own, or else by oneDNN */
 tsr_status tsr_cpu_gemm(tsr_device *, const tsr_gemm_args *, tsr_stream *);
 tsr_status tsr_cpu_gemm_reserve(tsr_device *, const tsr_gemm_args *);
 tsr_status tsr_cpu_grouped_gemm(tsr_device *, const tsr_grouped_gemm_args *, tsr_stream *);

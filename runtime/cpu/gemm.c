@@ -2,7 +2,7 @@
 
 #include <omp.h>
 
-/* Fewer columns or steps of the sum than this would leave the tiles of our kernels half empty. */
+/* Fewer columns or steps of the sum than this would leave tiles of the f32 kernel half empty. */
 enum { LEAST_OWN = 64 };
 
 static tsr_matmul_shape dense_shape(const tsr_gemm_args *args)
@@ -23,11 +23,12 @@ static tsr_matmul_shape dense_shape(const tsr_gemm_args *args)
 }
 
 /* Our kernel if it does this one. Not a question of m: a row must not depend on how many there
- * are. */
+ * are; that of bf16 does all, since oneDNN's for AMX do not keep to it. */
 static const tsr_own_gemm *own_of(const tsr_device *device, const tsr_gemm_args *args)
 {
-    return args->n >= LEAST_OWN && args->k >= LEAST_OWN ? tsr_own_gemm_of(device, args->dtype)
-                                                        : NULL;
+    const bool is_fit = args->dtype == TSR_BF16 || (args->n >= LEAST_OWN && args->k >= LEAST_OWN);
+
+    return is_fit ? tsr_own_gemm_of(device, args->dtype) : NULL;
 }
 
 /* Few rows are the side to pack; else it is b, by parts. */

@@ -13,10 +13,11 @@ enum { FAR_BYTES = 16 << 20 };
 /* ---- one product per expert -------------------------------------------------------------------
  *
  * The work is cut into tasks that threads take one by one, largest first, each running serial
- * products: no barrier between experts. An output row does not depend on how rows are cut (our kernels
- * and oneDNN add along k in one order whatever m is), so forward and dgrad may be cut to fit the
- * threads. Weight gradients add up row pieces, which therefore do not depend on the threads; an
- * expert with more than half a thread's share of all rows is cut along n instead. */
+ * products: no barrier between experts. An output row does not depend on how rows are cut (our
+ * kernels, and oneDNN's but those for AMX, add along k in one order whatever m is), so forward and
+ * dgrad may be cut to fit the threads. Weight gradients add up row pieces, which therefore do not
+ * depend on the threads; an expert with more than half a thread's share of all rows is cut along n
+ * instead. */
 
 typedef struct task {
     int expert;

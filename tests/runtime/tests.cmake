@@ -1,4 +1,4 @@
-foreach(topic arguments attention device ends gemm memory norm permute rng rope route status swiglu vectors)
+foreach(topic arguments attention device ends gemm memory norm own_gemm permute rng rope route status swiglu vectors)
   tsr_add_unit_test(runtime.${topic} SOURCES runtime/test_${topic}.c LIBS tsr_runtime)
   # Waiting threads sleep: on busy cores spinning makes these tests six times slower.
   set_tests_properties(runtime.${topic} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)

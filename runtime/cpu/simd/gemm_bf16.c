@@ -22,7 +22,7 @@ static int64_t even_part(int64_t whole, int64_t most)
     return ((whole + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
 }
 
-/* ---- results ---------------------------------------------------------------------------------- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 /* Where a block of sums goes: rows x columns of c, or less than a block at its edges. */
 typedef struct target {
@@ -115,7 +115,7 @@ static void put_columns(const float *sums, const target *t)
     }
 }
 
-/* ---- products --------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* One pass over a part of c: a[m, steps] times the packed b, sums from and to the scratch. */
 typedef struct pass {

@@ -1,6 +1,6 @@
 /* How gemm_bf16.c brings its two sides into the order that tiles are loaded in.
  *
- * A word is a pair of bf16, elements r and r + 1 along the sum. Elements beyond a side are zeros. */
+ * A word is a pair of bf16, elements r and r + 1 along the sum; beyond a side are zeros. */
 #ifndef TSR_RUNTIME_CPU_GEMM_BF16_PACK_H
 #define TSR_RUNTIME_CPU_GEMM_BF16_PACK_H
 
