@@ -204,6 +204,21 @@ static void exchange_sides(tsr_own_gemm_args *p)
     p->n = was.m;
 }
 
+/* Rows up to the last one that is not all zeros, at least one: padding adds nothing to a gradient. */
+static int64_t filled_rows(const char *x, int64_t rows, size_t row_bytes)
+{
+    const char *row = x + (size_t)rows * row_bytes;
+
+    while (rows > 1) {
+        row -= row_bytes;
+        if (row[0] != 0 || memcmp(row, row + 1, row_bytes - 1) != 0) {
+            break;
+        }
+        --rows;
+    }
+    return rows;
+}
+
 /* One task by our kernel. Tokens are the packed side, so that weights pass once; but in the input
  * gradient of bf16 packing the weights takes no turning of words, and nothing else does either. */
 static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const tsr_own_gemm *own,
@@ -251,7 +266,7 @@ static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const
         product.c_outer_a = product.n = k;
         product.c_outer_b = 1;
         product.m = t->span;
-        product.k = t->rows;
+        product.k = filled_rows(x, t->rows, (size_t)k * element);
         product.accumulate = args->accumulate;
         product.is_far = true;
         break;
