@@ -62,7 +62,7 @@ static const struct variant {
 } variants[] = {
 /* best first: the alias "cpu" takes the first that runs here */
 #if defined(__x86_64__)
-    {"cpu:amx", has_amx, tsr_amx_table, {&tsr_avx512_gemm_f32, &tsr_amx_gemm_bf16}},
+    {"cpu:amx", has_amx, tsr_amx_table, {&tsr_amx_gemm_f32, &tsr_amx_gemm_bf16}},
     {"cpu:avx512bf16", has_avx512bf16, tsr_avx512bf16_table, {&tsr_avx512_gemm_f32, NULL}},
     {"cpu:avx512", has_avx512, tsr_avx512_table, {&tsr_avx512_gemm_f32, NULL}},
     {"cpu:avx2", has_avx2, tsr_avx2_table, {NULL, NULL}},

@@ -48,6 +48,7 @@ static tsr_own_gemm_args dense_own(const tsr_gemm_args *args)
         .n = is_low ? args->m : args->n,
         .k = args->k,
         .accumulate = args->accumulate,
+        .is_exchanged = is_low,
         .dtype = args->dtype,
         .c_dtype = args->c_dtype,
     };

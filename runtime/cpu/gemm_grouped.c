@@ -196,6 +196,7 @@ static void exchange_sides(tsr_own_gemm_args *p)
 {
     const tsr_own_gemm_args was = *p;
 
+    p->is_exchanged = !was.is_exchanged;
     p->a = was.b;
     p->b = was.a;
     p->c_outer_a = was.c_outer_b;
@@ -219,8 +220,8 @@ static int64_t filled_rows(const char *x, int64_t rows, size_t row_bytes)
     return rows;
 }
 
-/* One task by our kernel. Tokens are the packed side, so that weights pass once; but in the input
- * gradient of bf16 packing the weights takes no turning of words, and nothing else does either. */
+/* One task by our kernel. Tokens are the packed side, so that weights pass once; but where packing
+ * turns words, the weights of an input gradient need none and are packed. */
 static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const tsr_own_gemm *own,
                          void *scratch)
 {
@@ -271,7 +272,7 @@ static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const
         product.is_far = true;
         break;
     }
-    if (args->pass == TSR_GROUPED_DGRAD && args->dtype == TSR_BF16) {
+    if (args->pass == TSR_GROUPED_DGRAD && own->turns_words) {
         exchange_sides(&product);
     }
     own->run(&product, scratch);

@@ -42,7 +42,7 @@ set(TSR_SIMD_SOURCES
 set(TSR_AMX_SOURCES
   cpu/simd/attention.c
   cpu/simd/attention_backward.c
-  cpu/simd/gemm_bf16.c
+  cpu/simd/amx_gemm.c
   cpu/simd/table_amx.c)
 
 set(TSR_SIMD_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast)
@@ -62,5 +62,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   tsr_add_simd(avx512 "${TSR_SIMD_SOURCES}" ${avx512})
   tsr_add_simd(avx512bf16 "${TSR_SIMD_SOURCES}" ${avx512} -mavx512bf16)
   tsr_add_simd(amx "${TSR_AMX_SOURCES}" ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
-  target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # serves all three
+  target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # serves avx512bf16 too
 endif()

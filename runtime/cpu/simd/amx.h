@@ -35,44 +35,70 @@ VEC_INLINE void amx_end(void)
     _tile_release();
 }
 
-/* c[32, 32] (+)= a[32, words] b[words, 32]; words a multiple of 16. Rows lie a_row, b_row and c_row
- * words or sums apart, and 16 words of a row of a lie a_next from the 16 before. */
-VEC_INLINE void amx_block(const float *a, int64_t a_row, int64_t a_next, const float *b,
-                          int64_t b_row, int64_t words, float *c, int64_t c_row, bool add)
+/* The four tiles of a block of 32 x 32 sums, `row` sums from row to row. */
+VEC_INLINE void amx_zero(void)
 {
-    const size_t a_bytes = (size_t)a_row * sizeof *a, b_bytes = (size_t)b_row * sizeof *b;
-    const size_t c_bytes = (size_t)c_row * sizeof *c;
-    const float *a_low = a + AMX_ROWS * a_row;
-    float *c_low = c + AMX_ROWS * c_row;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
 
-    if (add) {
-        _tile_loadd(0, c, c_bytes);
-        _tile_loadd(1, c + AMX_WORDS, c_bytes);
-        _tile_loadd(2, c_low, c_bytes);
-        _tile_loadd(3, c_low + AMX_WORDS, c_bytes);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+VEC_INLINE void amx_load(const float *c, int64_t row)
+{
+    const size_t bytes = (size_t)row * sizeof *c;
+
+    _tile_loadd(0, c, bytes);
+    _tile_loadd(1, c + AMX_WORDS, bytes);
+    _tile_loadd(2, c + AMX_ROWS * row, bytes);
+    _tile_loadd(3, c + AMX_ROWS * row + AMX_WORDS, bytes);
+}
+
+VEC_INLINE void amx_store(float *c, int64_t row)
+{
+    const size_t bytes = (size_t)row * sizeof *c;
+
+    _tile_stored(0, c, bytes);
+    _tile_stored(1, c + AMX_WORDS, bytes);
+    _tile_stored(2, c + AMX_ROWS * row, bytes);
+    _tile_stored(3, c + AMX_ROWS * row + AMX_WORDS, bytes);
+}
+
+/* Where a factor lies: `row` words from row to row, and `next` to the next 16 words along the
+ * sum. */
+typedef struct amx_factor {
+    const float *at;
+    int64_t row, next;
+} amx_factor;
+
+VEC_INLINE void amx_load_a(const float *a, int64_t row)
+{
+    _tile_loadd(4, a, (size_t)row * sizeof *a);
+    _tile_loadd(5, a + AMX_ROWS * row, (size_t)row * sizeof *a);
+}
+
+VEC_INLINE void amx_load_b(const float *b, int64_t row)
+{
+    _tile_loadd(6, b, (size_t)row * sizeof *b);
+    _tile_loadd(7, b + AMX_WORDS, (size_t)row * sizeof *b);
+}
+
+VEC_INLINE void amx_multiply(void)
+{
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+/* The block += a[32, steps x 16 words] b[steps x 16 words, 32]. */
+VEC_INLINE void amx_add(amx_factor a, amx_factor b, int64_t steps)
+{
+    for (int64_t i = 0; i < steps; ++i, a.at += a.next, b.at += b.next) {
+        amx_load_a(a.at, a.row);
+        amx_load_b(b.at, b.row);
+        amx_multiply();
     }
-    for (int64_t i = 0; i < words; i += AMX_WORDS) {
-        _tile_loadd(4, a, a_bytes);
-        _tile_loadd(6, b, b_bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + AMX_WORDS, b_bytes);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a_low, a_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        a += a_next;
-        a_low += a_next;
-        b += AMX_WORDS * b_row;
-    }
-    _tile_stored(0, c, c_bytes);
-    _tile_stored(1, c + AMX_WORDS, c_bytes);
-    _tile_stored(2, c_low, c_bytes);
-    _tile_stored(3, c_low + AMX_WORDS, c_bytes);
 }
 
 #endif

@@ -316,10 +316,18 @@ VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matri
                               int64_t columns, bool add)
 {
 #if defined(__AMX_BF16__)
+    const int64_t steps = (depth + AMX_BLOCK - 1) / AMX_BLOCK;
+
     (void)pack;
     for (int64_t col = 0; col < columns; col += AMX_BLOCK) {
-        amx_block(a.at, a.row, AMX_WORDS, b.at + col, b.row, round_up(depth, AMX_BLOCK) / 2,
-                  c.at + col, c.row, add);
+        if (add) {
+            amx_load(c.at + col, c.row);
+        } else {
+            amx_zero();
+        }
+        amx_add((amx_factor){a.at, a.row, AMX_WORDS},
+                (amx_factor){b.at + col, b.row, AMX_WORDS * b.row}, steps);
+        amx_store(c.at + col, c.row);
     }
 #else
     const int64_t words = (depth + pack - 1) / pack;

@@ -1,5 +1,5 @@
-/* Matrix products by one thread, by kernels of our own: f32 for the instruction sets with 32
- * registers of 16 lanes, bf16 for AMX.
+/* Matrix products by one thread, by kernels of our own: of f32 for the instruction sets with 32
+ * registers of 16 lanes, of f32 and bf16 for AMX.
  *
  * Weights of an expert are read once for few tokens, so what oneDNN spends on copying them counts.
  * Here one side, meant to be the smaller, is packed into panels that stay in the second-level
@@ -27,17 +27,18 @@ typedef struct tsr_gemm_side {
 /**
  * c(i, j) (+)= sum over r of a(i, r) b(j, r).
  *
- * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b and every bit stays. Which
- * side is b decides the speed only: it is packed. A sum is taken in f32, in the order of r, and
+ * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b, set is_exchanged, and every
+ * bit stays. Which side is b decides the speed only: it is packed. A sum is taken in f32, in the order of r, and
  * then added to c: neither m nor n nor the way they are cut changes a result.
  */
 typedef struct tsr_own_gemm_args {
     tsr_gemm_side a, b; /* [m, k], [n, k] */
     void *c;            /* (i, j) is number i * c_outer_a + j * c_outer_b; one of them is 1 */
     int64_t c_outer_a, c_outer_b;
-    int64_t m, n, k; /* all positive */
-    bool accumulate; /* c is f32 */
-    bool is_far;     /* c will not be read soon: written past the caches where that is possible */
+    int64_t m, n, k;   /* all positive */
+    bool accumulate;   /* c is f32 */
+    bool is_exchanged; /* a and b have changed places */
+    bool is_far;       /* c will not be read soon: written past the caches where that is possible */
     tsr_dtype dtype, c_dtype; /* of a and b; of c: f32, or the same */
 } tsr_own_gemm_args;
 
@@ -45,10 +46,11 @@ typedef struct tsr_own_gemm_args {
 typedef struct tsr_own_gemm {
     void (*run)(const tsr_own_gemm_args *args, void *scratch);
     size_t scratch_bytes;
-    int64_t rows; /* m is cut to multiples of this without loss */
+    int64_t rows;     /* m is cut to multiples of this without loss */
+    bool turns_words; /* to pack b costs more where its elements are neighbours along the sum */
 } tsr_own_gemm;
 
-extern const tsr_own_gemm tsr_avx512_gemm_f32; /* needs what cpu:avx512 needs */
-extern const tsr_own_gemm tsr_amx_gemm_bf16;   /* needs what cpu:amx needs */
+extern const tsr_own_gemm tsr_avx512_gemm_f32;                 /* needs what cpu:avx512 needs */
+extern const tsr_own_gemm tsr_amx_gemm_bf16, tsr_amx_gemm_f32; /* need what cpu:amx needs */
 
 #endif

@@ -1,0 +1,265 @@
+/* The kernels for AMX: blocks of 32 x 32 sums in tiles, over rows of a and packed columns of b.
+ *
+ * Factors of f32 are three bf16 each, and of their nine products the six larger are added up: what
+ * is left out is below 2^-24 of a product (Henry, Tang, Heinecke 2019, arXiv 1904.06376). Sums of
+ * CHUNK steps are added up by themselves, so that small terms are not rounded at the size of the
+ * whole: errors are below those of f32. A factor that is infinite makes NaN of its products.
+ * Rows of bf16 whose elements are neighbours along the sum are read where they lie. */
+#include "runtime/cpu/simd/amx_target.h"
+#include "runtime/cpu/simd/own_gemm.h"
+
+/* Elements of a sum in one pass. Words of b packed at once: 1 MiB, half of a second-level cache.
+ * Sums that wait for the next pass: 1 MiB. Steps of tiles. */
+enum {
+    MOST_ELEMENTS = 1024,
+    MOST_PACKED = 256 * 1024,
+    MOST_SUMS = 256 * 1024,
+    MOST_ROWS = MOST_ELEMENTS / BLOCK * PARTS_F32 * STEP,
+    CHUNK = 4
+};
+
+/* `whole` cut into as few equal parts of at most `most` as possible, rounded up to BLOCK */
+static int64_t even_part(int64_t whole, int64_t most)
+{
+    const int64_t parts = (whole + most - 1) / most;
+
+    return ((whole + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
+}
+
+/* One pass over a part of c: a[m, steps] times the packed b, sums from and to the scratch. */
+typedef struct pass {
+    side a;
+    const float *b;
+    float *rows, *sums;
+    target c;
+    int64_t m, n, steps; /* n: a multiple of BLOCK */
+    bool is_first, is_last, is_exchanged;
+} pass;
+
+/* The block += the six products of three parts, in as few loads as they take. Exchanged factors
+ * give the same sums, to the bit. */
+VEC_INLINE void add_parts(amx_factor a, amx_factor b, int64_t steps, bool is_exchanged)
+{
+    for (int64_t i = 0; i < steps; ++i, a.at += a.next, b.at += b.next) {
+        amx_load_a(a.at + STEP, a.row);
+        amx_load_b(b.at + STEP, b.row);
+        amx_multiply(); /* 1 1 */
+        if (is_exchanged) {
+            amx_load_b(b.at, b.row);
+            amx_multiply(); /* 1 0 */
+            amx_load_a(a.at + 2 * STEP, a.row);
+            amx_multiply(); /* 2 0 */
+            amx_load_a(a.at, a.row);
+            amx_load_b(b.at + 2 * STEP, b.row);
+            amx_multiply(); /* 0 2 */
+            amx_load_b(b.at + STEP, b.row);
+            amx_multiply(); /* 0 1 */
+            amx_load_b(b.at, b.row);
+        } else {
+            amx_load_a(a.at, a.row);
+            amx_multiply(); /* 0 1 */
+            amx_load_b(b.at + 2 * STEP, b.row);
+            amx_multiply(); /* 0 2 */
+            amx_load_b(b.at, b.row);
+            amx_load_a(a.at + 2 * STEP, a.row);
+            amx_multiply(); /* 2 0 */
+            amx_load_a(a.at + STEP, a.row);
+            amx_multiply(); /* 1 0 */
+            amx_load_a(a.at, a.row);
+        }
+        amx_multiply(); /* 0 0 */
+    }
+}
+
+__attribute__((noinline)) static void add_sums(const float *more, float *sums)
+{
+    for (int64_t i = 0; i < BLOCK * BLOCK; i += VEC_N) {
+        vec_store(sums + i, vec_load(sums + i) + vec_load(more + i));
+    }
+}
+
+/* One of `shares` parts of the next rows of a, to the second-level cache: they come from memory. */
+static void fetch_rows(const side *a, int64_t elements, int64_t share, int64_t shares)
+{
+    const int64_t per_line = LINE / a->element;
+    const bool is_along = a->along == a->element;
+    const int64_t lines = ((is_along ? elements : BLOCK) + per_line - 1) / per_line;
+    const int64_t all = lines * (is_along ? BLOCK : elements);
+    const int64_t row = is_along ? a->outer : a->along;
+
+    for (int64_t at = share * all / shares; at < (share + 1) * all / shares; ++at) {
+        __builtin_prefetch(a->at + at / lines * row + at % lines * LINE, 0, 2);
+    }
+}
+
+/* Rows of a of f32 times all columns, a chunk of the sums at a time: its rows stay in the
+ * first-level cache. */
+static void multiply_chunks(const pass *p, side a, int64_t rows, float *sums)
+{
+    const int64_t steps = (p->steps + BLOCK - 1) / BLOCK, step = PARTS_F32 * STEP;
+    float more[BLOCK * BLOCK] __attribute__((aligned(64)));
+
+    for (int64_t at = 0; at < steps; at += CHUNK) {
+        const int64_t now = least(CHUNK, steps - at), left = p->steps - at * BLOCK;
+        const bool is_end = left <= CHUNK * BLOCK;
+        side next = a; /* the same rows further on, or the next ones */
+
+        pack_rows_of(PARTS_F32, &a, rows, least(left, CHUNK * BLOCK), p->rows);
+        a.at += CHUNK * BLOCK * a.along;
+        next.at = is_end ? next.at + BLOCK * a.outer - at * BLOCK * a.along : a.at;
+        for (int64_t j = 0; j < p->n; j += BLOCK) {
+            const amx_factor b = {p->b + (j / BLOCK * steps + at) * step, BLOCK, step};
+            const amx_factor rows_of = {p->rows, AMX_WORDS, step};
+            float *to = p->is_first && at == 0 ? sums + j * BLOCK : more;
+
+            if (!is_end || rows >= 2 * BLOCK) {
+                fetch_rows(&next, CHUNK * BLOCK, j / BLOCK, p->n / BLOCK);
+            }
+            amx_zero();
+            if (p->is_exchanged) {
+                add_parts(rows_of, b, now, true);
+            } else {
+                add_parts(rows_of, b, now, false);
+            }
+            amx_store(to, BLOCK);
+            if (to == more) {
+                add_sums(more, sums + j * BLOCK);
+            }
+        }
+    }
+}
+
+static void put_block(const pass *p, int64_t i, int64_t j, const float *sums)
+{
+    target c = p->c;
+
+    c.c += i * c.row + j * c.column;
+    c.rows -= i;
+    c.columns -= j;
+    (c.column == (int64_t)c.element ? put_rows : put_columns)(sums, &c);
+}
+
+static void multiply_rows_f32(const pass *p, int64_t i)
+{
+    float *sums = p->sums + (p->is_first && p->is_last ? 0 : i * p->n);
+    side a = p->a;
+
+    a.at += i * a.outer;
+    multiply_chunks(p, a, p->m - i, sums);
+    for (int64_t j = 0; p->is_last && j < p->n; j += BLOCK) {
+        put_block(p, i, j, sums + j * BLOCK);
+    }
+}
+
+static void multiply_rows_bf16(const pass *p, int64_t i)
+{
+    const int64_t steps = (p->steps + BLOCK - 1) / BLOCK;
+    const bool in_place = p->a.along == p->a.element && p->m - i >= BLOCK &&
+                          p->steps % BLOCK == 0 && p->a.outer % (int64_t)sizeof(float) == 0;
+    const bool is_alone = p->is_first && p->is_last, fetches = in_place && p->m - i >= 2 * BLOCK;
+    amx_factor rows = {p->rows, AMX_WORDS, STEP};
+    side a = p->a, next = p->a;
+
+    a.at += i * a.outer;
+    next.at = a.at + BLOCK * a.outer;
+    if (in_place) {
+        rows = (amx_factor){(const float *)(const void *)a.at, a.outer / (int64_t)sizeof(float),
+                            AMX_WORDS};
+    } else {
+        pack_rows_of(1, &a, p->m - i, p->steps, p->rows);
+    }
+    for (int64_t j = 0; j < p->n; j += BLOCK) {
+        float *sums = p->sums + (is_alone ? 0 : i * p->n + j * BLOCK);
+
+        if (fetches) {
+            fetch_rows(&next, p->steps, j / BLOCK, p->n / BLOCK);
+        }
+        if (p->is_first) {
+            amx_zero();
+        } else {
+            amx_load(sums, BLOCK);
+        }
+        amx_add(rows, (amx_factor){p->b + j * steps * AMX_WORDS, BLOCK, STEP}, steps);
+        amx_store(sums, BLOCK);
+        if (p->is_last) {
+            put_block(p, i, j, sums);
+        }
+    }
+}
+
+static target target_of(const tsr_own_gemm_args *p, int64_t i, int64_t j)
+{
+    const size_t element = tsr_dtype_bytes(p->c_dtype);
+    target t = {.element = element,
+                .row = p->c_outer_a * (int64_t)element,
+                .column = p->c_outer_b * (int64_t)element,
+                .accumulate = p->accumulate,
+                .is_far = p->is_far};
+
+    t.c = (char *)p->c + i * t.row + j * t.column;
+    return t;
+}
+
+static side part_of(const tsr_gemm_side *whole, int64_t element, int64_t i, int64_t r)
+{
+    const side s = {whole->at, whole->outer * element, whole->along * element, element};
+
+    return (side){element_at(&s, i, r), s.outer, s.along, element};
+}
+
+VEC_INLINE void run(int parts, const tsr_own_gemm_args *args, float *packed)
+{
+    const int64_t element = parts == 1 ? sizeof(tsr_bf16) : sizeof(float);
+    const int64_t steps = even_part(args->k, MOST_ELEMENTS);
+    const int64_t most_columns = least(2 * MOST_PACKED / (parts * steps), MOST_SUMS / BLOCK);
+    const int64_t columns = even_part(args->n, most_columns / BLOCK * BLOCK);
+    const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / BLOCK * BLOCK;
+
+    amx_begin();
+    for (int64_t j = 0; j < args->n; j += columns) {
+        const int64_t wide = least(columns, args->n - j);
+
+        for (int64_t i = 0; i < args->m; i += rows) {
+            for (int64_t r = 0; r < args->k; r += steps) {
+                const side b = part_of(&args->b, element, j, r);
+                pass p = {.a = part_of(&args->a, element, i, r),
+                          .b = packed,
+                          .rows = packed + MOST_PACKED,
+                          .sums = packed + MOST_PACKED + MOST_ROWS,
+                          .c = target_of(args, i, j),
+                          .m = least(rows, args->m - i),
+                          .n = (wide + BLOCK - 1) / BLOCK * BLOCK,
+                          .steps = least(steps, args->k - r),
+                          .is_first = r == 0,
+                          .is_last = r + steps >= args->k,
+                          .is_exchanged = args->is_exchanged};
+
+                p.c.rows = p.m;
+                p.c.columns = wide;
+                pack_columns_of(parts, &b, wide, p.steps, packed);
+                for (int64_t row = 0; row < p.m; row += BLOCK) {
+                    (parts == 1 ? multiply_rows_bf16 : multiply_rows_f32)(&p, row);
+                }
+            }
+        }
+    }
+    amx_end();
+    finish_far_stores();
+}
+
+static void run_bf16(const tsr_own_gemm_args *args, void *scratch)
+{
+    run(1, args, scratch);
+}
+
+static void run_f32(const tsr_own_gemm_args *args, void *scratch)
+{
+    run(PARTS_F32, args, scratch);
+}
+
+enum { SCRATCH_WORDS = MOST_PACKED + MOST_ROWS + MOST_SUMS };
+
+const tsr_own_gemm tsr_amx_gemm_bf16 = {run_bf16, .scratch_bytes = SCRATCH_WORDS * sizeof(float),
+                                        .rows = BLOCK, .turns_words = true};
+const tsr_own_gemm tsr_amx_gemm_f32 = {run_f32, .scratch_bytes = SCRATCH_WORDS * sizeof(float),
+                                       .rows = BLOCK, .turns_words = true};
