@@ -196,11 +196,15 @@ void tsr_event_destroy(tsr_event **event_p)
 
 tsr_status tsr_event_record(tsr_event *event, tsr_stream *stream)
 {
+    event->waiter = stream->waiter;
     return event->device->ops->event_record(event, stream);
 }
 
 tsr_status tsr_stream_wait_event(tsr_stream *stream, tsr_event *event)
 {
+    if (event->waiter != NULL) {
+        stream->waiter = event->waiter;
+    }
     return stream->device->ops->stream_wait_event(stream, event);
 }
 

@@ -105,7 +105,8 @@ void tsr_stream_set_waiter(tsr_stream *stream, tsr_stream_waiter *waiter);
 TSR_NODISCARD tsr_status tsr_event_create(tsr_device *device, tsr_event **out);
 void tsr_event_destroy(tsr_event **event_p);
 TSR_NODISCARD tsr_status tsr_event_record(tsr_event *event, tsr_stream *stream);
-/** Work queued on stream from now on starts after event. */
+/** Work queued on stream from now on starts after event. What the event's stream had for a waiter
+ *  becomes this one's: it may hang likewise. */
 TSR_NODISCARD tsr_status tsr_stream_wait_event(tsr_stream *stream, tsr_event *event);
 /** Block the host until event has happened. */
 TSR_NODISCARD tsr_status tsr_event_wait(tsr_event *event);

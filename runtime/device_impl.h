@@ -78,6 +78,7 @@ struct tsr_stream { /* base */
 
 struct tsr_event { /* base */
     tsr_device *device;
+    tsr_stream_waiter *waiter; /* of the stream that it was recorded on */
 };
 
 #endif

@@ -358,7 +358,8 @@ typedef struct tsr_op_profile {
     double seconds, flops, bytes; /* bytes: least traffic of the arguments */
 } tsr_op_profile;
 
-/** Profiling waits for the device after each operator: for benchmarks only. */
+/** Profiling waits for the device after each operator: for benchmarks only. Of the calling thread's
+ *  operators: what others run beside it is not booked. */
 void tsr_op_profile_enable(bool on);
 void tsr_op_profile_reset(void);
 /** The table, one entry an operator; count_out entries. Borrowed, static. */

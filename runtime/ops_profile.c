@@ -2,7 +2,7 @@
 
 #include <time.h>
 
-static bool is_profiling;
+static _Thread_local bool is_profiling;
 
 static tsr_op_profile profile[TSR_OPS] = {
     [TSR_OP_GEMM] = {.name = "gemm"},
