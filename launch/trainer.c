@@ -19,6 +19,7 @@ static tsr_stage_options stage_options(const settings *s, const tsr_param_table 
         .train = true,
         .expert_ranks = expert_ranks,
         .dispatch = (tsr_dispatch_choice)s->parallel.dispatch,
+        .dispatch_chunks = s->parallel.dispatch_chunks,
         .placement = (tsr_placement_policy)s->parallel.placement,
         .copies = &s->experts,
     };

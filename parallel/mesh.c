@@ -18,6 +18,10 @@ static const tsr_option keys[] = {
      "what moves gradients and weights; auto: nccl between GPUs, else mpi", AT(collectives)},
     {"parallel", "dispatch", TSR_OPTION_CHOICE, "auto", 0, 0, "auto two_stage flat", NULL,
      "how tokens reach their experts; auto: two_stage between nodes, else flat", AT(dispatch)},
+    {"parallel", "dispatch_chunks", TSR_OPTION_INT, "1", 1, TSR_DISPATCH_CHUNKS_MAX, NULL, NULL,
+     "parts that a layer's tokens are cut into: the rows of one travel while the experts work on "
+     "another; 1: all at once",
+     AT(dispatch_chunks)},
 };
 
 tsr_option_table tsr_parallel_options(tsr_parallel_config *config)

@@ -57,6 +57,60 @@ static tsr_status input_of_gate_and_shared(const moe_layer *self, const tsr_pass
     return self->has_shared ? shared_backward_input(self, pass, at, saved, in, work, dh) : TSR_OK;
 }
 
+/* dweight [T,K] and, in the chunks' rows, what the gate's and up's gradients are, from dh. */
+static tsr_status down_backward_spread(moe_layer *self, const tsr_pass *pass, const float *dh,
+                                       float *dweight)
+{
+    moe_rows r = {0};
+
+    if (self->spread->copies != NULL) {
+        TSR_TRY(moe_copies_ready(self));
+    }
+    TSR_TRY(moe_spread_bring_gradients(self, pass, 0, dh));
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        TSR_TRY(moe_spread_bring_gradients(self, pass, chunk + 1, dh));
+        TSR_TRY(moe_spread_rows(self, pass, chunk, &r));
+        TSR_TRY(moe_chunk_wait(self, pass, chunk, false));
+        TSR_TRY(moe_permute(self, pass, &r, r.unit, false, r.dy));
+        TSR_TRY(down_backward(self, pass, &r));
+    }
+    return moe_spread_weights(self, pass, dweight);
+}
+
+/* dx [T,D] += the experts' part of the normed input's gradient. */
+static tsr_status input_of_spread(moe_layer *self, const tsr_pass *pass, float *dx)
+{
+    moe_rows r = {0};
+
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        TSR_TRY(moe_spread_rows(self, pass, chunk, &r));
+        TSR_TRY(
+            moe_grouped(self, pass, &r, &self->gate_up, TSR_GROUPED_DGRAD, r.copies, r.gate_up));
+        TSR_TRY(moe_spread_combine(self, pass, &r, dx, dx));
+    }
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        TSR_TRY(moe_chunk_wait(self, pass, chunk, true));
+    }
+    return TSR_OK;
+}
+
+/* The same two where all experts are here. */
+static tsr_status down_backward_here(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                                     const float *dh, float *dweight)
+{
+    TSR_TRY(moe_permute(self, pass, r, dh, true, r->dy));
+    TSR_TRY(down_backward(self, pass, r));
+    return tsr_op_gather_f32(pass->device, r->drow_weight, r->row_of,
+                             tsr_pass_tokens(pass) * self->top_k, dweight, pass->stream);
+}
+
+static tsr_status input_here(const moe_layer *self, const tsr_pass *pass, const moe_rows *r,
+                             float *dx)
+{
+    TSR_TRY(moe_grouped(self, pass, r, &self->gate_up, TSR_GROUPED_DGRAD, r->copies, r->gate_up));
+    return moe_unpermute(self, pass, r, dx, dx);
+}
+
 tsr_status moe_backward_input(tsr_layer *layer, const tsr_pass *pass, const float *h_in,
                               void *saved, void *work, float *dh)
 {
@@ -68,26 +122,12 @@ tsr_status moe_backward_input(tsr_layer *layer, const tsr_pass *pass, const floa
     const moe_work in = moe_work_layout(layer->config, pass->dtype, tokens, true, is_spread);
     float *dx = tsr_place_at(work, in.dx), *dweight = tsr_place_at(work, in.dweight);
     tsr_rmsnorm_args norm = moe_norm_args(self, pass, h_in, &at, saved);
-    moe_rows r = moe_rows_here(self, pass, &at, saved, &in, work);
+    const moe_rows r = moe_rows_here(self, pass, &at, saved, &in, work);
 
-    if (is_spread) {
-        if (self->spread->copies != NULL) {
-            TSR_TRY(moe_copies_ready(self));
-        }
-        TSR_TRY(moe_spread_rows(self, pass, &r));
-        TSR_TRY(moe_spread_gradients(self, pass, &r, dh));
-        TSR_TRY(down_backward(self, pass, &r));
-        TSR_TRY(moe_spread_weights(self, pass, &r, dweight));
-    } else {
-        TSR_TRY(moe_permute(self, pass, &r, dh, true, r.dy));
-        TSR_TRY(down_backward(self, pass, &r));
-        TSR_TRY(tsr_op_gather_f32(pass->device, r.drow_weight, r.row_of, tokens * self->top_k,
-                                  dweight, pass->stream));
-    }
+    TSR_TRY(is_spread ? down_backward_spread(self, pass, dh, dweight)
+                      : down_backward_here(self, pass, &r, dh, dweight));
     TSR_TRY(input_of_gate_and_shared(self, pass, &at, saved, &in, work, dh));
-    TSR_TRY(moe_grouped(self, pass, &r, &self->gate_up, TSR_GROUPED_DGRAD, r.copies, r.gate_up));
-    TSR_TRY(is_spread ? moe_spread_combine(self, pass, &r, dx, dx)
-                      : moe_unpermute(self, pass, &r, dx, dx));
+    TSR_TRY(is_spread ? input_of_spread(self, pass, dx) : input_here(self, pass, &r, dx));
     norm.dy = dx;
     norm.dx = dh;
     return tokens == 0 ? TSR_OK : tsr_op_rmsnorm_backward_input(pass->device, &norm, pass->stream);
@@ -115,6 +155,15 @@ static tsr_status gate_and_norm_backward_weight(const moe_layer *self, const tsr
     return tsr_op_rmsnorm_backward_weight(pass->device, &norm, pass->stream);
 }
 
+static tsr_status experts_backward_weight(const moe_layer *self, const tsr_pass *pass,
+                                          const moe_rows *r)
+{
+    TSR_TRY(moe_grouped(self, pass, r, &self->down, TSR_GROUPED_WGRAD, r->h, r->dy));
+    /* Copying the rows again is cheaper than keeping K copies of every token until now. */
+    TSR_TRY(moe_permute(self, pass, r, r->x, false, r->copies));
+    return moe_grouped(self, pass, r, &self->gate_up, TSR_GROUPED_WGRAD, r->copies, r->gate_up);
+}
+
 tsr_status moe_backward_weight(tsr_layer *layer, const tsr_pass *pass, const float *h_in,
                                void *saved, void *work)
 {
@@ -126,16 +175,15 @@ tsr_status moe_backward_weight(tsr_layer *layer, const tsr_pass *pass, const flo
         moe_work_layout(layer->config, pass->dtype, tsr_pass_tokens(pass), true, is_spread);
     moe_rows r = moe_rows_here(self, pass, &at, saved, &in, work);
 
-    if (is_spread) {
-        TSR_TRY(moe_spread_rows(self, pass, &r));
-    }
     if (is_spread && self->spread->copies != NULL) {
         TSR_TRY(moe_copies_gradients_sent(self)); /* the layer's before: the slots are shared */
     }
-    TSR_TRY(moe_grouped(self, pass, &r, &self->down, TSR_GROUPED_WGRAD, r.h, r.dy));
-    /* Copying the rows again is cheaper than keeping K copies of every token until now. */
-    TSR_TRY(moe_permute(self, pass, &r, r.x, false, r.copies));
-    TSR_TRY(moe_grouped(self, pass, &r, &self->gate_up, TSR_GROUPED_WGRAD, r.copies, r.gate_up));
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        if (is_spread) {
+            TSR_TRY(moe_spread_rows(self, pass, chunk, &r));
+        }
+        TSR_TRY(experts_backward_weight(self, pass, &r));
+    }
     return tsr_pass_tokens(pass) == 0
                ? TSR_OK
                : gate_and_norm_backward_weight(self, pass, h_in, &at, saved, &in, work);

@@ -123,6 +123,27 @@ static tsr_status run_experts(const moe_layer *self, const tsr_pass *pass, const
     return moe_grouped(self, pass, r, &self->down, TSR_GROUPED_FORWARD, r->h, r->copies);
 }
 
+/* h_out = h_in + what experts on several ranks make of the normed input x. */
+static tsr_status forward_spread(moe_layer *self, const tsr_pass *pass, const void *x,
+                                 const float *h_in, float *h_out)
+{
+    const int chunks = moe_chunks(self);
+    moe_rows r = {0};
+
+    TSR_TRY(moe_spread_bring(self, pass, 0, x));
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        TSR_TRY(moe_spread_bring(self, pass, chunk + 1, x));
+        TSR_TRY(moe_spread_rows(self, pass, chunk, &r));
+        TSR_TRY(moe_chunk_wait(self, pass, chunk, false));
+        TSR_TRY(run_experts(self, pass, &r));
+        TSR_TRY(moe_spread_combine(self, pass, &r, h_in, h_out));
+    }
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        TSR_TRY(moe_chunk_wait(self, pass, chunk, true));
+    }
+    return TSR_OK;
+}
+
 tsr_status moe_forward(tsr_layer *layer, const tsr_pass *pass, const float *h_in, void *saved,
                        void *work, float *h_out)
 {
@@ -133,7 +154,7 @@ tsr_status moe_forward(tsr_layer *layer, const tsr_pass *pass, const float *h_in
         moe_saved_layout(layer->config, pass->dtype, pass->batch, pass->seq, is_spread);
     const moe_work in = moe_work_layout(layer->config, pass->dtype, tokens, false, is_spread);
     const tsr_rmsnorm_args norm = moe_norm_args(self, pass, h_in, &at, saved);
-    moe_rows r = moe_rows_here(self, pass, &at, saved, &in, work);
+    const moe_rows r = moe_rows_here(self, pass, &at, saved, &in, work);
 
     if (tokens > 0) {
         TSR_TRY(tsr_op_rmsnorm_forward(pass->device, &norm, pass->stream));
@@ -142,9 +163,8 @@ tsr_status moe_forward(tsr_layer *layer, const tsr_pass *pass, const float *h_in
         memset(self->figures, 0, moe_figures_layout(self->experts, 0).bytes);
     }
     if (is_spread) {
-        TSR_TRY(moe_spread_dispatch(self, pass, &at, saved, &r));
-        TSR_TRY(run_experts(self, pass, &r));
-        TSR_TRY(moe_spread_combine(self, pass, &r, h_in, h_out));
+        TSR_TRY(moe_spread_plan(self, pass, &at, saved));
+        TSR_TRY(forward_spread(self, pass, norm.y, h_in, h_out));
     } else {
         TSR_TRY(sort(self, pass, &at, saved));
         TSR_TRY(run_experts(self, pass, &r));

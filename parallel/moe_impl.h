@@ -2,7 +2,7 @@
 #ifndef TSR_PARALLEL_MOE_IMPL_H
 #define TSR_PARALLEL_MOE_IMPL_H
 
-#include "parallel/parallel.h"
+#include "parallel/moe_chunks.h"
 
 /* One of the two stacked matrices, [E,n,k]. */
 typedef struct moe_matrix {
@@ -23,16 +23,16 @@ typedef struct moe_layer {
     const float *gate_bias; /* [T,E] added to the gate's logits, NULL: none; borrowed */
     void *figures;          /* staging memory: the last forward's figures, laid out as in saved */
     /* where experts are spread over ranks: */
-    tsr_moe_spread *spread;  /* borrowed; NULL: they are not */
-    tsr_dispatch_plan *plan; /* the last forward's way */
-    tsr_plan holders;        /* of the last forward: who has which experts */
-    int32_t *place;          /* [E,P] of each expert on each rank, -1: not there */
-    int32_t *turn;           /* [E] lane that the next token takes */
-    int64_t copies;          /* beyond the owners, on all ranks, in the last forward */
-    int64_t moved_bytes;     /* of copies, by all ranks, since this was read */
-    int64_t exposed_ns;      /* waited for copies since this was read */
-    int32_t *lane_of;        /* [E] */
-    tsr_growing kept;        /* from forward to backward_weight: see moe_rows */
+    tsr_moe_spread *spread;                            /* borrowed; NULL: they are not */
+    tsr_dispatch_plan *plans[TSR_DISPATCH_CHUNKS_MAX]; /* the last forward's ways, one a chunk */
+    tsr_plan holders;    /* of the last forward: who has which experts */
+    int32_t *place;      /* [E,P] of each expert on each rank, -1: not there */
+    int32_t *turn;       /* [E] lane that the next token takes */
+    int64_t copies;      /* beyond the owners, on all ranks, in the last forward */
+    int64_t moved_bytes; /* of copies, by all ranks, since this was read */
+    int64_t exposed_ns;  /* waited for copies since this was read */
+    int32_t *lane_of;    /* [E] */
+    tsr_growing kept;    /* from forward to backward_weight: see moe_rows */
 } moe_layer;
 
 enum { MOE_PARTS = 2 }; /* of an expert: gate and up, down */
@@ -69,6 +69,8 @@ typedef struct moe_copies {
 struct tsr_moe_spread {
     tsr_device *device; /* borrowed */
     tsr_dispatch *dispatch;
+    int chunks;           /* of a pass's tokens */
+    moe_beside *beside;   /* NULL: one chunk, which this thread moves */
     const int32_t *owner; /* [L,E]; borrowed */
     int experts, ranks;
     moe_copies *copies;       /* NULL: each expert is computed by its owner */
@@ -82,6 +84,7 @@ struct tsr_moe_spread {
 /* Token copies that are computed here, as forward and backward of the experts see them. Units are
  * the tokens themselves, or where experts are spread what dispatch has brought. */
 typedef struct moe_rows {
+    int chunk;           /* of the pass's tokens: weight gradients are added up chunk by chunk */
     int64_t units, rows; /* U; R, or its bound */
     void *x;             /* [U,D] dtype */
     const int64_t *offsets;
@@ -212,31 +215,36 @@ void moe_spread_close(moe_layer *self);
 /* Lane of each expert at its owner. */
 void moe_spread_set_lanes(moe_layer *self);
 
-/* Lanes and way of the tokens just routed, and rows of x at the experts. Collective. */
-TSR_NODISCARD tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass,
-                                             const moe_saved *at, void *saved, moe_rows *rows_out);
+/* Lanes and ways of the tokens just routed. Collective. */
+TSR_NODISCARD tsr_status moe_spread_plan(moe_layer *self, const tsr_pass *pass, const moe_saved *at,
+                                         void *saved);
 /* Byte offsets in a layer's kept memory (x, gate_up) and in the spread's scratch; units U, rows R
  * as in moe_rows. */
 typedef struct moe_arena {
     size_t x, gate_up, kept_bytes;
     size_t copies, h, dy, dh, drow_weight, unit, sum, numbers, scratch_bytes;
 } moe_arena;
-moe_arena moe_arena_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t units,
-                           int64_t rows);
+/* Place one more chunk's behind what is in at. */
+void moe_arena_add(moe_arena *at, const tsr_model_config *config, tsr_dtype dtype, int64_t units,
+                   int64_t rows);
 /* Both and what dispatch takes, of all layers of a stage, if ranks, experts are evenly loaded. */
 size_t moe_spread_bytes(const tsr_stage_options *options);
 
-/* The rows of the last moe_spread_dispatch(); no communication. */
-TSR_NODISCARD tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, moe_rows *rows_out);
-/* r->dy = copies of the gradients dh [T,D] of the outputs. Collective. */
-TSR_NODISCARD tsr_status moe_spread_gradients(moe_layer *self, const tsr_pass *pass,
-                                              const moe_rows *r, const float *dh);
-/* out [T,D] = base + the sums of what lies in r->copies. Collective. */
+/* One chunk's rows by the last moe_spread_plan(); no communication. */
+TSR_NODISCARD tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, int chunk,
+                                         moe_rows *rows_out);
+/* Start to bring a chunk's rows of x [T,D] dtype to r->x, or of the outputs' gradients dh [T,D] to
+ * r->unit; nothing if there is no such chunk. moe_chunk_wait(false) follows. Collective. */
+TSR_NODISCARD tsr_status moe_spread_bring(moe_layer *self, const tsr_pass *pass, int chunk,
+                                          const void *x);
+TSR_NODISCARD tsr_status moe_spread_bring_gradients(moe_layer *self, const tsr_pass *pass,
+                                                    int chunk, const float *dh);
+/* Start to write, for the chunk's tokens, out [T,D] = base + the sums of what lies in r->copies.
+ * moe_chunk_wait(true) follows. Collective. */
 TSR_NODISCARD tsr_status moe_spread_combine(moe_layer *self, const tsr_pass *pass,
                                             const moe_rows *r, const float *base, float *out);
-/* dweight [T,K] from r->drow_weight. Collective. */
-TSR_NODISCARD tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass,
-                                            const moe_rows *r, float *dweight);
+/* dweight [T,K] from all chunks' r->drow_weight. Collective; nothing may be moving. */
+TSR_NODISCARD tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass, float *dweight);
 
 /* The normed input in f32, which the gate reads: saved itself, or converted into work. */
 tsr_status moe_gate_input(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,

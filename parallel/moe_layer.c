@@ -102,7 +102,9 @@ tsr_status tsr_moe_layer_stats(tsr_layer *layer, const tsr_pass *pass, tsr_moe_s
         .counts = tsr_place_at(self->figures, at.counts),
     };
     if (self->spread != NULL) {
-        stats_out->computed = tsr_dispatch_plan_view(self->plan).lanes;
+        for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+            stats_out->computed += tsr_dispatch_plan_view(self->plans[chunk]).lanes;
+        }
         stats_out->copies = self->copies;
         stats_out->exposed_ms = 1e-6 * (double)self->exposed_ns;
         stats_out->copy_bytes = self->moved_bytes;
@@ -130,6 +132,9 @@ static void moe_destroy(tsr_layer *layer)
 {
     moe_layer *self = (moe_layer *)layer;
 
+    if (self->spread != NULL) {
+        moe_beside_end(self->spread->beside);
+    }
     if (self->spread != NULL && self->spread->copies != NULL) {
         end_copies(self->spread->copies);
     }

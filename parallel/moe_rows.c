@@ -82,7 +82,7 @@ static tsr_status run_grouped(const moe_layer *self, const tsr_pass *pass, const
                                   .n = matrix->n,
                                   .k = matrix->k,
                                   .experts = self->places,
-                                  .accumulate = is_gradient && pass->accumulate,
+                                  .accumulate = is_gradient && (pass->accumulate || r->chunk > 0),
                                   .dtype = pass->dtype};
 
     if (of_copies) {
@@ -90,7 +90,7 @@ static tsr_status run_grouped(const moe_layer *self, const tsr_pass *pass, const
                              : moe_copies_weights(self, pass, matrix);
         args.offsets += self->places;
         args.experts = self->spread->copies->slots;
-        args.accumulate = false;
+        args.accumulate = is_gradient && r->chunk > 0;
     } else {
         args.w = is_gradient ? tsr_weights_gradient(pass->weights, matrix->param)
                              : tsr_weights_value(pass->weights, matrix->param);

@@ -16,7 +16,9 @@ tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_sprea
         options->dispatch != TSR_DISPATCH_TWO_STAGE || in_stages, TSR_ERR_ARG,
         "parallel.dispatch = two_stage needs an expert group over several nodes with the same "
         "number of its ranks, more than one, and the same planes on each: set dispatch = auto");
-    dispatch.device = options->device;
+    TSR_CHECK(options->dispatch_chunks <= TSR_DISPATCH_CHUNKS_MAX, TSR_ERR_ARG,
+              "parallel.dispatch_chunks = %" PRId64 ", at most %d", options->dispatch_chunks,
+              TSR_DISPATCH_CHUNKS_MAX);
     dispatch.width = options->config->hidden_size;
     dispatch.top_k = (int)options->config->num_experts_per_tok;
     dispatch.dtype = options->dtype;
@@ -26,6 +28,9 @@ tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_sprea
     spread->owner = options->owner;
     spread->experts = (int)options->config->num_experts;
     spread->ranks = tsr_comm_size(group->flat);
+    spread->chunks = options->dispatch_chunks > 1 ? (int)options->dispatch_chunks : 1;
+    TSR_TRY_GOTO(moe_beside_create(options, &spread->beside), err_free);
+    dispatch.device = spread->beside != NULL ? spread->beside->device : options->device;
     TSR_TRY_GOTO(tsr_dispatch_create(&dispatch, &spread->dispatch), err_free);
     if (options->placement != TSR_PLACEMENT_EP) {
         TSR_TRY_GOTO(moe_copies_create(options, &spread->copies), err_free);
@@ -57,6 +62,7 @@ void tsr_moe_spread_destroy(tsr_moe_spread **spread_p)
     tsr_growing_free_staging(spread->device, &spread->unit_numbers);
     moe_copies_destroy(&spread->copies);
     tsr_dispatch_destroy(&spread->dispatch);
+    moe_beside_destroy(&spread->beside, spread->device);
     tsr_mem_free(spread);
     *spread_p = NULL;
 }
@@ -83,14 +89,18 @@ tsr_status moe_spread_open(moe_layer *self, tsr_moe_spread *spread)
     self->spread = spread;
     self->lane_of = block;
     moe_spread_set_lanes(self);
-    TSR_TRY(tsr_dispatch_plan_create(spread->dispatch, &self->plan));
+    for (int chunk = 0; chunk < spread->chunks; ++chunk) {
+        TSR_TRY(tsr_dispatch_plan_create(spread->dispatch, &self->plans[chunk]));
+    }
     return spread->copies != NULL ? moe_copies_open(self) : TSR_OK;
 }
 
 void moe_spread_close(moe_layer *self)
 {
     moe_copies_close(self);
-    tsr_dispatch_plan_destroy(&self->plan);
+    for (int chunk = 0; chunk < TSR_DISPATCH_CHUNKS_MAX; ++chunk) {
+        tsr_dispatch_plan_destroy(&self->plans[chunk]);
+    }
     tsr_growing_free_device(self->device, &self->kept);
     tsr_mem_free(self->lane_of);
 }
@@ -117,24 +127,23 @@ static tsr_status fetch_choice(const moe_layer *self, const tsr_pass *pass, cons
     return tsr_stream_wait(pass->stream);
 }
 
-moe_arena moe_arena_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t units,
-                           int64_t rows)
+void moe_arena_add(moe_arena *at, const tsr_model_config *config, tsr_dtype dtype, int64_t units,
+                   int64_t rows)
 {
     const size_t element = tsr_dtype_bytes(dtype);
     const int64_t d = config->hidden_size, f = config->moe_intermediate_size;
-    moe_arena at = {0};
+    size_t *kept = &at->kept_bytes, *scratch = &at->scratch_bytes;
 
-    at.x = tsr_place(&at.kept_bytes, units * d, element);
-    at.gate_up = tsr_place(&at.kept_bytes, rows * 2 * f, element);
-    at.copies = tsr_place(&at.scratch_bytes, rows * d, element);
-    at.h = tsr_place(&at.scratch_bytes, rows * f, element);
-    at.dy = tsr_place(&at.scratch_bytes, rows * d, element);
-    at.dh = tsr_place(&at.scratch_bytes, rows * f, element);
-    at.drow_weight = tsr_place(&at.scratch_bytes, rows, sizeof(float));
-    at.unit = tsr_place(&at.scratch_bytes, units * d, element);
-    at.sum = dtype == TSR_F32 ? at.unit : tsr_place(&at.scratch_bytes, units * d, sizeof(float));
-    at.numbers = tsr_place(&at.scratch_bytes, units * config->num_experts_per_tok, sizeof(float));
-    return at;
+    at->x = tsr_place(kept, units * d, element);
+    at->gate_up = tsr_place(kept, rows * 2 * f, element);
+    at->copies = tsr_place(scratch, rows * d, element);
+    at->h = tsr_place(scratch, rows * f, element);
+    at->dy = tsr_place(scratch, rows * d, element);
+    at->dh = tsr_place(scratch, rows * f, element);
+    at->drow_weight = tsr_place(scratch, rows, sizeof(float));
+    at->unit = tsr_place(scratch, units * d, element);
+    at->sum = dtype == TSR_F32 ? at->unit : tsr_place(scratch, units * d, sizeof(float));
+    at->numbers = tsr_place(scratch, units * config->num_experts_per_tok, sizeof(float));
 }
 
 size_t moe_spread_bytes(const tsr_stage_options *options)
@@ -148,10 +157,15 @@ size_t moe_spread_bytes(const tsr_stage_options *options)
         const double left = (double)(config->num_experts - i);
         missed *= left > (double)places ? 1.0 - (double)places / left : 0.0;
     }
-    /* an expert's rows are padded by half a block in the mean */
-    const int64_t rows = tokens * k + places * (TSR_ROW_ALIGN - 1) / 2;
+    const int64_t chunks = options->dispatch_chunks > 1 ? options->dispatch_chunks : 1;
     const int64_t units = (int64_t)((double)(tokens * ranks) * (1.0 - missed));
-    const moe_arena at = moe_arena_layout(config, options->dtype, units, rows);
+    moe_arena at = {0};
+
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        /* an expert's rows are padded by half a block in the mean */
+        moe_arena_add(&at, config, options->dtype, units / chunks,
+                      tokens * k / chunks + places * (TSR_ROW_ALIGN - 1) / 2);
+    }
     /* dispatch gathers what it sends: as many as come */
     const size_t sent = (size_t)(units * config->hidden_size) * tsr_dtype_bytes(options->dtype);
 
@@ -159,18 +173,26 @@ size_t moe_spread_bytes(const tsr_stage_options *options)
            tsr_growing_room(at.scratch_bytes) + tsr_growing_room(sent);
 }
 
-tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, moe_rows *rows_out)
+tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, int chunk, moe_rows *rows_out)
 {
-    const tsr_dispatch_view v = tsr_dispatch_plan_view(self->plan);
-    const moe_arena at = moe_arena_layout(self->base.config, pass->dtype, v.units, v.rows);
+    const tsr_dispatch_view v = tsr_dispatch_plan_view(self->plans[chunk]);
+    moe_arena all = {0}, at = {0};
     void *base = NULL, *shared = NULL;
 
-    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_ACTIVATIONS, at.kept_bytes, &self->kept));
-    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_WORKSPACE, at.scratch_bytes,
+    for (int i = 0; i < moe_chunks(self); ++i) {
+        const tsr_dispatch_view other = tsr_dispatch_plan_view(self->plans[i]);
+
+        moe_arena_add(&all, self->base.config, pass->dtype, other.units, other.rows);
+        at = i == chunk ? all : at;
+    }
+    /* the first chunk makes room for all: what grows loses what it holds */
+    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_ACTIVATIONS, all.kept_bytes, &self->kept));
+    TSR_TRY(tsr_growing_device(self->device, TSR_MEM_WORKSPACE, all.scratch_bytes,
                                &self->spread->scratch));
     base = self->kept.memory;
     shared = self->spread->scratch.memory;
-    *rows_out = (moe_rows){.units = v.units,
+    *rows_out = (moe_rows){.chunk = chunk,
+                           .units = v.units,
                            .rows = v.rows,
                            .x = tsr_place_at(base, at.x),
                            .offsets = v.offsets,
@@ -189,11 +211,25 @@ tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, moe_rows *rows
     return TSR_OK;
 }
 
-tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass, const moe_saved *at,
-                               void *saved, moe_rows *rows_out)
+/* One way a chunk: all before the first rows move, so that no memory grows beside the moves. */
+static tsr_status make_ways(moe_layer *self, const tsr_pass *pass, const int32_t *lanes,
+                            const float *weight)
+{
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        int64_t begin = 0, end = 0;
+
+        moe_chunk_tokens(self, pass, chunk, &begin, &end);
+        TSR_TRY(tsr_dispatch_make(self->spread->dispatch, self->plans[chunk],
+                                  lanes + begin * self->top_k, weight + begin * self->top_k,
+                                  end - begin, moe_all_places(self), pass->stream));
+    }
+    return TSR_OK;
+}
+
+tsr_status moe_spread_plan(moe_layer *self, const tsr_pass *pass, const moe_saved *at, void *saved)
 {
     tsr_moe_spread *spread = self->spread;
-    const int64_t tokens = tsr_pass_tokens(pass), count = tokens * self->top_k;
+    const int64_t count = tsr_pass_tokens(pass) * self->top_k;
     const int32_t *index = NULL;
     const float *weight = NULL;
 
@@ -207,55 +243,100 @@ tsr_status moe_spread_dispatch(moe_layer *self, const tsr_pass *pass, const moe_
     if (spread->copies != NULL) {
         TSR_TRY(moe_copies_lanes(self, pass, index, count, lanes));
     }
-    TSR_TRY(tsr_dispatch_make(spread->dispatch, self->plan, lanes, weight, tokens,
-                              moe_all_places(self), pass->stream));
-    TSR_TRY(moe_spread_rows(self, pass, rows_out));
-    return tsr_dispatch_rows(spread->dispatch, self->plan, tsr_place_at(saved, at->x), false,
-                             rows_out->x, pass->stream);
+    return make_ways(self, pass, lanes, weight);
 }
 
-tsr_status moe_spread_gradients(moe_layer *self, const tsr_pass *pass, const moe_rows *r,
-                                const float *dh)
+static tsr_status bring(moe_layer *self, const tsr_pass *pass, int chunk, const void *tokens,
+                        bool are_gradients)
 {
-    TSR_TRY(tsr_dispatch_rows(self->spread->dispatch, self->plan, dh, true, r->unit, pass->stream));
-    return moe_permute(self, pass, r, r->unit, false, r->dy);
+    const size_t element = are_gradients ? sizeof(float) : tsr_dtype_bytes(pass->dtype);
+    int64_t begin = 0, end = 0;
+    moe_rows r = {0};
+
+    if (chunk >= moe_chunks(self)) {
+        return TSR_OK;
+    }
+    moe_chunk_tokens(self, pass, chunk, &begin, &end);
+    TSR_TRY(moe_spread_rows(self, pass, chunk, &r));
+    const size_t before = (size_t)(begin * self->base.config->hidden_size) * element;
+    const moe_move move = {.from = (const char *)tokens + before,
+                           .from_f32 = are_gradients,
+                           .to = are_gradients ? r.unit : r.x};
+    return moe_chunk_start(self, pass, chunk, &move);
+}
+
+tsr_status moe_spread_bring(moe_layer *self, const tsr_pass *pass, int chunk, const void *x)
+{
+    return bring(self, pass, chunk, x, false);
+}
+
+tsr_status moe_spread_bring_gradients(moe_layer *self, const tsr_pass *pass, int chunk,
+                                      const float *dh)
+{
+    return bring(self, pass, chunk, dh, true);
 }
 
 tsr_status moe_spread_combine(moe_layer *self, const tsr_pass *pass, const moe_rows *r,
                               const float *base, float *out)
 {
+    const int64_t width = self->base.config->hidden_size;
+    int64_t begin = 0, end = 0;
+
     TSR_TRY(moe_unpermute(self, pass, r, NULL, r->sum));
     if (pass->dtype != TSR_F32) {
         TSR_TRY(tsr_op_convert(pass->device, r->sum, TSR_F32, r->unit, pass->dtype,
-                               r->units * self->base.config->hidden_size, pass->stream));
+                               r->units * width, pass->stream));
     }
-    return tsr_dispatch_combine(self->spread->dispatch, self->plan, r->unit, base, out,
-                                pass->stream);
+    moe_chunk_tokens(self, pass, r->chunk, &begin, &end);
+    const moe_move move = {
+        .is_home = true, .from = r->unit, .base = base + begin * width, .to = out + begin * width};
+    return moe_chunk_start(self, pass, r->chunk, &move);
 }
 
-tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass, const moe_rows *r,
-                              float *dweight)
+/* All chunks' numbers, one behind the other, where the host can read them: values [U,K] each. */
+static tsr_status fetch_numbers(moe_layer *self, const tsr_pass *pass, float **values_out)
+{
+    tsr_growing *numbers = &self->spread->unit_numbers;
+    int64_t all = 0, at = 0;
+
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        all += tsr_dispatch_plan_view(self->plans[chunk]).units * self->top_k;
+    }
+    TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, (size_t)all * sizeof(float), numbers));
+    *values_out = numbers->memory;
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        moe_rows r = {0};
+
+        TSR_TRY(moe_spread_rows(self, pass, chunk, &r));
+        const int64_t count = r.units * self->top_k;
+        TSR_TRY(tsr_op_gather_f32(pass->device, r.drow_weight, r.row_of, count, r.numbers,
+                                  pass->stream));
+        TSR_TRY(tsr_device_copy(self->device, *values_out + at, r.numbers,
+                                (size_t)count * sizeof(float), TSR_COPY_DEVICE_TO_HOST,
+                                pass->stream));
+        at += count;
+    }
+    return tsr_stream_wait(pass->stream);
+}
+
+tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass, float *dweight)
 {
     tsr_moe_spread *spread = self->spread;
-    const int64_t units = r->units * self->top_k;
-    const size_t unit_bytes = (size_t)units * sizeof(float);
     const size_t bytes = (size_t)(tsr_pass_tokens(pass) * self->top_k) * sizeof(float);
+    float *values = NULL;
 
-    TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, unit_bytes, &spread->unit_numbers));
+    TSR_TRY(fetch_numbers(self, pass, &values));
     TSR_TRY(tsr_growing_staging(self->device, TSR_MEM_OTHER, bytes, &spread->numbers));
-    TSR_TRY(tsr_op_gather_f32(pass->device, r->drow_weight, r->row_of, units, r->numbers,
-                              pass->stream));
-    if (units > 0) {
-        TSR_TRY(tsr_device_copy(self->device, spread->unit_numbers.memory, r->numbers, unit_bytes,
-                                TSR_COPY_DEVICE_TO_HOST, pass->stream));
-    }
-    TSR_TRY(tsr_stream_wait(pass->stream));
-    TSR_TRY(tsr_dispatch_return(spread->dispatch, self->plan, spread->unit_numbers.memory,
-                                spread->numbers.memory));
-    if (bytes == 0) {
-        return TSR_OK;
+    float *numbers = spread->numbers.memory;
+    for (int chunk = 0; chunk < moe_chunks(self); ++chunk) {
+        int64_t begin = 0, end = 0;
+
+        moe_chunk_tokens(self, pass, chunk, &begin, &end);
+        TSR_TRY(tsr_dispatch_return(spread->dispatch, self->plans[chunk], values,
+                                    numbers + begin * self->top_k));
+        values += tsr_dispatch_plan_view(self->plans[chunk]).units * self->top_k;
     }
     /* the staging memory is next written in another layer's turn, after a wait */
-    return tsr_device_copy(self->device, dweight, spread->numbers.memory, bytes,
-                           TSR_COPY_HOST_TO_DEVICE, pass->stream);
+    return tsr_device_copy(self->device, dweight, numbers, bytes, TSR_COPY_HOST_TO_DEVICE,
+                           pass->stream);
 }

@@ -22,7 +22,10 @@ typedef struct tsr_parallel_config {
     int placement;   /* 0: ep, each expert where its owner is */
     int collectives; /* tsr_collectives_choice */
     int dispatch;    /* tsr_dispatch_choice */
+    int64_t dispatch_chunks;
 } tsr_parallel_config;
+
+enum { TSR_DISPATCH_CHUNKS_MAX = 16 };
 
 /** What moves gradients and weights between ranks. */
 typedef enum tsr_collectives_choice {
@@ -147,6 +150,9 @@ typedef struct tsr_stage_options {
     const tsr_group *experts; /* of those ranks; may be NULL for tsr_stage_bytes() */
     const int32_t *owner;     /* [L,E] which of them has each expert */
     tsr_dispatch_choice dispatch;
+    int64_t dispatch_chunks; /* parts of a pass's tokens, whose rows travel while the experts work
+                                on another part; their weight gradients are added up part by part,
+                                in ascending order. 0 or 1: all at once */
     /* experts beside their owners: */
     tsr_placement_policy placement; /* ep: none, and the rest is not read */
     const tsr_experts_config *copies;
@@ -155,7 +161,8 @@ typedef struct tsr_stage_options {
 } tsr_stage_options;
 
 /** What a stage's MoE layers share; options->experts must be there.
- *  Errors: TSR_ERR_ARG for a dispatch that the group's nodes do not allow, TSR_ERR_NOMEM. */
+ *  Errors: TSR_ERR_ARG for a dispatch that the group's nodes do not allow, or more than
+ *          TSR_DISPATCH_CHUNKS_MAX chunks; TSR_ERR_NOMEM. */
 TSR_NODISCARD tsr_status tsr_moe_spread_create(const tsr_stage_options *options,
                                                tsr_moe_spread **out);
 void tsr_moe_spread_destroy(tsr_moe_spread **spread_p);
