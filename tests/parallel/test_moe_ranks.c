@@ -24,7 +24,8 @@ typedef struct scene {
     tsr_dispatch_choice dispatch;
     tsr_dtype dtype;
     tsr_recompute recompute;
-    float bias; /* that the choice of expert 1 has */
+    int64_t chunks; /* 0: one */
+    float bias;     /* that the choice of expert 1 has */
     tsr_model_config config;
 } scene;
 
@@ -136,6 +137,7 @@ static tsr_status open_share(const scene *how)
     options.experts = &mesh.expert;
     options.owner = owner;
     options.dispatch = how->dispatch;
+    options.dispatch_chunks = how->chunks;
     return tsr_stage_create(&options, &share.weights, &stage);
 }
 
@@ -414,6 +416,40 @@ static void nodes_change_the_way_and_not_the_result(void **state)
     }
 }
 
+/* A pass has 11 tokens, or none: no number of chunks divides them, and 16 leave some empty. */
+static void chunks_change_nothing_but_rounding(void **state)
+{
+    const int64_t chunks[] = {2, 3, 16};
+    scene how = scene_of(1, TSR_F32);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof chunks / sizeof *chunks; ++i) {
+        how.chunks = chunks[i];
+        how.dtype = i == 1 ? TSR_BF16 : TSR_F32;
+        how.recompute = i == 0 ? TSR_RECOMPUTE_BLOCK : TSR_RECOMPUTE_NONE;
+        check_every_mesh(how);
+    }
+    how.config.num_experts = how.config.num_experts_per_tok = 3; /* on 4 ranks one has none */
+    check_every_mesh(how);
+}
+
+static void chunks_travel_any_way(void **state)
+{
+    const int ranks = tsr_comm_size(tsr_test_comm());
+
+    (void)state;
+    for (int nodes = 2; nodes <= ranks / 2; ++nodes) {
+        for (int kind = 0; kind < 4 && ranks % nodes == 0; ++kind) {
+            scene how = scene_of(ranks, kind % 2 == 0 ? TSR_F32 : TSR_BF16);
+
+            how.nodes = nodes;
+            how.dispatch = kind / 2 == 0 ? TSR_DISPATCH_TWO_STAGE : TSR_DISPATCH_FLAT;
+            how.chunks = 2 + kind % 2;
+            check_scene(how);
+        }
+    }
+}
+
 static void mistakes_are_named(void **state)
 {
     tsr_comm *comm = tsr_test_comm();
@@ -429,6 +465,12 @@ static void mistakes_are_named(void **state)
     close_scene();
     assert_all_ranks(comm, is_refused);
     how.dispatch = TSR_DISPATCH_FLAT;
+    how.chunks = TSR_DISPATCH_CHUNKS_MAX + 1;
+    const bool is_bounded = open_scene(&how) == TSR_ERR_ARG && stage == NULL &&
+                            strstr(tsr_error_message(), "dispatch_chunks = 17, at most 16") != NULL;
+    close_scene();
+    assert_all_ranks(comm, is_bounded);
+    how.chunks = 2;
     assert_all_ranks(comm, ok_or_say(open_scene(&how)));
     /* without sequences there is nothing to begin gradients with */
     const bool is_told =
@@ -447,6 +489,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(fewer_experts_than_ranks_agree),
         cmocka_unit_test(all_tokens_to_one_expert_agree),
         cmocka_unit_test(nodes_change_the_way_and_not_the_result),
+        cmocka_unit_test(chunks_change_nothing_but_rounding),
+        cmocka_unit_test(chunks_travel_any_way),
         cmocka_unit_test(mistakes_are_named),
     };
 
