@@ -66,6 +66,27 @@ def experts_on_several_gpus_equal_the_cpu():
             check(found[0] == found[1], f"nccl and mpi differ: {found}")
 
 
+def chunks_of_rows_equal_the_cpu():
+    for extra, bound, ways in ((["--set", "train.recompute=block"], ROUNDING, ("nccl", "nccl")),
+                               (["--set", "precision.compute=bf16"], ROUNDING_BF16, ("nccl", "mpi"))):
+        with Folder() as on_cpu:
+            train(on_cpu, 0, *SHORT, *extra)
+            expected = losses(on_cpu)
+        found = []
+        for collectives in ways:
+            with Folder() as on_gpu:
+                train(on_gpu, 4, *SHORT, *GPU, *extra, "--set", "parallel.ep=4", "--set", "parallel.dispatch_chunks=3",
+                      "--set", f"parallel.collectives={collectives}", env=EMULATED)
+                found.append(losses(on_gpu))
+        check(close(found[0], expected, bound), f"{found} {expected}")
+        check(found[0] == found[1], f"two runs differ, or nccl and mpi: {found}")
+    with Folder() as on_cpu, Folder() as on_gpu:
+        train(on_cpu, 0, *SHORT)
+        train(on_gpu, 4, *SHORT, *GPU, "--set", "parallel.ep=4", "--set", "parallel.dispatch_chunks=2",
+              "--set", "parallel.placement=quota", env=EMULATED)
+        check(close(losses(on_gpu), losses(on_cpu), ROUNDING), f"{losses(on_gpu)} {losses(on_cpu)}")
+
+
 def copies_of_experts_equal_the_cpu():
     with Folder() as on_cpu:
         train(on_cpu, 0, *SHORT)
@@ -83,12 +104,14 @@ def copies_of_experts_equal_the_cpu():
 
 
 def stopped_gpu_is_named():
-    with Folder() as folder:
-        process = start(folder, 4, *GPU, "--set", "train.steps=1000000", "--set", "run.timeout_s=6",
-                        "--set", "parallel.ep=4", "--set", "parallel.collectives=nccl", env=EMULATED)
-        os.kill(ranks_of(folder)[1], signal.SIGSTOP)
-        code = finish(process, 40)
-        check(code == 4 and "rank 1 does not respond" in log_of(folder), f"exit code {code}: {log_of(folder)}")
+    for chunks in (1, 3):
+        with Folder() as folder:
+            process = start(folder, 4, *GPU, "--set", "train.steps=1000000", "--set", "run.timeout_s=6",
+                            "--set", "parallel.ep=4", "--set", "parallel.collectives=nccl",
+                            "--set", f"parallel.dispatch_chunks={chunks}", env=EMULATED)
+            os.kill(ranks_of(folder)[1], signal.SIGSTOP)
+            code = finish(process, 40)
+            check(code == 4 and "rank 1 does not respond" in log_of(folder), f"exit code {code}: {log_of(folder)}")
 
 
 def same_run_repeats():
@@ -147,7 +170,7 @@ if not os.path.exists(os.path.join(os.path.dirname(TESSERA), "libtessera_cuda_em
     print("the emulated CUDA module is not built: no CUDA toolkit headers")
     sys.exit(77)
 TESTS = [f32_equals_the_cpu, bf16_equals_the_cpu, options_equal_the_cpu, experts_on_several_gpus_equal_the_cpu,
-         copies_of_experts_equal_the_cpu, stopped_gpu_is_named, same_run_repeats,
+         chunks_of_rows_equal_the_cpu, copies_of_experts_equal_the_cpu, stopped_gpu_is_named, same_run_repeats,
          checkpoints_cross_devices, every_operator_is_checked_and_timed, doctor_says_what_was_taken,
          missing_module_or_gpu_is_one_clear_error]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])

@@ -144,6 +144,36 @@ static void events_order_streams(void **state)
     close_rig(&r);
 }
 
+static tsr_status wait_in_vain(tsr_stream *stream)
+{
+    (void)stream;
+    return TSR_FAIL(TSR_ERR_TIMEOUT, "nobody came");
+}
+
+/* What waits for a stream that may hang may hang itself. */
+static void waiters_follow_events(void **state)
+{
+    rig r = open_plain();
+    tsr_stream *hanging = NULL;
+    tsr_event *event = NULL;
+
+    (void)state;
+    assert_ok(tsr_stream_create(r.device, &hanging));
+    assert_ok(tsr_event_create(r.device, &event));
+    assert_ok(tsr_event_record(event, hanging));
+    assert_ok(tsr_stream_wait_event(r.stream, event));
+    assert_ok(tsr_stream_wait(r.stream));
+    tsr_stream_set_waiter(hanging, wait_in_vain);
+    assert_ok(tsr_stream_wait(r.stream)); /* its event came before that */
+    assert_ok(tsr_event_record(event, hanging));
+    assert_ok(tsr_stream_wait_event(r.stream, event));
+    assert_int_equal(tsr_stream_wait(r.stream), TSR_ERR_TIMEOUT);
+    tsr_stream_set_waiter(r.stream, NULL);
+    tsr_event_destroy(&event);
+    tsr_stream_destroy(&hanging);
+    close_rig(&r);
+}
+
 static const tsr_op_profile *profile_of(const char *name)
 {
     int count = 0;
@@ -206,6 +236,7 @@ int main(void)
         cmocka_unit_test(a_table_with_a_hole_is_refused_by_name),
         cmocka_unit_test(memory_is_zero_counted_and_copied),
         cmocka_unit_test(events_order_streams),
+        cmocka_unit_test(waiters_follow_events),
         cmocka_unit_test(the_profile_counts_only_when_asked),
     };
 
