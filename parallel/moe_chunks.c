@@ -111,7 +111,7 @@ static tsr_status move_beside(void *argument)
     const moe_move *m = argument;
     moe_beside *b = m->spread->beside;
 
-    TSR_CHECK(!b->has_failed, TSR_ERR_STATE, "rows have not moved before");
+    TSR_CHECK(!b->has_failed, TSR_ERR_STATE, "rows of an earlier chunk did not get through");
     const tsr_status st = move_rows(m);
     b->has_failed = st != TSR_OK;
     return st;
