@@ -75,6 +75,7 @@ typedef struct tsr_sparse_call {
                             for others */
     tsr_stream *stream;  /* of the device; NULL on the host */
     int64_t number;      /* goes with it in traces (a layer); < 0: none */
+    tsr_traffic purpose; /* that bytes are counted under; 0: the collective's own */
     /* of calls that are started, zeroed before: */
     tsr_sparse *sparse;
     tsr_worker_call work;

@@ -82,6 +82,8 @@ tsr_status sparse_run(tsr_sparse *s, const tsr_sparse_call *call, bool sums)
 {
     sparse_plan(s, call);
     const sparse_edges *to = sums ? &s->up : &s->down, *from = sums ? &s->down : &s->up;
+    const tsr_traffic own =
+        sums ? TSR_TRAFFIC_SPARSE_REDUCE_SCATTER : TSR_TRAFFIC_SPARSE_ALL_GATHER;
     const tsr_exchange what = {.send = s->base,
                                .receive = s->base,
                                .send_segments = to->segments,
@@ -89,8 +91,7 @@ tsr_status sparse_run(tsr_sparse *s, const tsr_sparse_call *call, bool sums)
                                .send_begin = to->segment_begin,
                                .receive_begin = from->segment_begin,
                                .sums = sums,
-                               .purpose = sums ? TSR_TRAFFIC_SPARSE_REDUCE_SCATTER
-                                               : TSR_TRAFFIC_SPARSE_ALL_GATHER};
+                               .purpose = call->purpose != 0 ? call->purpose : own};
 
     for (int64_t turn = 0; turn < s->rounds; ++turn) {
         const int64_t round = sums ? s->rounds - 1 - turn : turn;
