@@ -1,8 +1,8 @@
 /* Rows of experts' state from the ranks that had them to those that have them now.
  *
- * Both deals are functions of tables that all ranks know, so nobody asks anybody. A run of rows that
- * goes to another rank is a chunk with two holders: sparse collectives bring it there, between nodes
- * in its old owner's plane. */
+ * Both deals are functions of tables that all ranks know, so nobody asks anybody. A run of rows
+ * that goes to another rank is a chunk with two holders: sparse collectives bring it there, between
+ * nodes in its old owner's plane. */
 #include "launch/reshard_impl.h"
 
 #include <stdlib.h>

@@ -25,3 +25,7 @@ tsr_add_mpi_test(launch.threads
   SOURCES launch/test_threads.c
   LIBS tsr_launch
   RANKS 2)
+tsr_add_mpi_test(launch.reshard_planes
+  SOURCES launch/test_reshard_planes.c
+  LIBS tsr_launch
+  RANKS 4 6)

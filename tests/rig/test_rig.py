@@ -120,6 +120,24 @@ def experts_equal_one_rank():
             check(0 < counted <= sent(bytes_of, "cross") <= 1.2 * counted, f"{counted} counted, {bytes_of}")
 
 
+def owners_move_in_their_planes():
+    """Experts get other owners, also on other nodes and planes: their state turns inside a node."""
+    moving = ["--set", "experts.reshard_every=3", "--set", "experts.reshard_cost=1"]
+    with Folder() as one, Rig(hosts=4, planes=2) as rig:
+        train(one, 0, *EXPERTS)
+        for ep, policy in ((8, "swap"), (4, "fssdp")):
+            with Folder() as many:
+                bytes_of = train_on(rig, many, *EXPERTS, *moving, "--set", f"parallel.ep={ep}", "--set",
+                                    f"parallel.placement={policy}")
+                check(close(losses(many), losses(one)), f"{policy}: {losses(many)} against {losses(one)}")
+                steps, _ = metrics(many)
+                sent_for = [step["bytes_by"]["reshard"] for step in steps.values() if "reshard" in step["bytes_by"]]
+                moved = {link: sum(step[link] for step in sent_for) for link in ("intra_node", "in_plane", "cross_plane")}
+                print(f"     {policy}, ep {ep}: state of experts {moved}")
+                check(moved["in_plane"] > 0 and moved["intra_node"] > 0, f"{policy}: {moved}")
+                check_planes(many, bytes_of)
+
+
 def limited_gate_limits_nodes():
     """Groups of experts are those of a node, and a token's experts are in two of four groups."""
     gate = ["--set", "model.n_group=4", "--set", "model.topk_group=2", "--set", "model.scoring_func=sigmoid"]
@@ -263,8 +281,8 @@ def host_is_lost_and_the_rest_goes_on():
 
 
 LONG = [two_stage_is_timed_against_flat]
-TESTS = [data_parallel_equals_one_rank, experts_equal_one_rank, limited_gate_limits_nodes,
-         dispatch_moves_each_token_once_to_each_node, plane_comes_back, plane_is_lost,
+TESTS = [data_parallel_equals_one_rank, experts_equal_one_rank, owners_move_in_their_planes,
+         limited_gate_limits_nodes, dispatch_moves_each_token_once_to_each_node, plane_comes_back, plane_is_lost,
          host_is_lost_and_the_rest_goes_on]
 if __name__ == "__main__":
     reason = why_not()
