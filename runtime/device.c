@@ -119,6 +119,11 @@ size_t tsr_device_peak_bytes(const tsr_device *device)
     return device->peak_bytes;
 }
 
+size_t tsr_device_scratch_bytes(const tsr_device *device)
+{
+    return device->ops->scratch_bytes != NULL ? device->ops->scratch_bytes(device) : 0;
+}
+
 bool tsr_device_is_host(const tsr_device *device)
 {
     return device->is_host;

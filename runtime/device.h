@@ -82,6 +82,10 @@ void tsr_device_free(tsr_device *device, void *block);
  *  set counts. What CUDA and its libraries take for themselves is not in it. */
 size_t tsr_device_peak_bytes(const tsr_device *device);
 
+/** Bytes that operators have taken for themselves by now, as workspace: what they were let prepare
+ *  for, and what calls needed beyond that. */
+size_t tsr_device_scratch_bytes(const tsr_device *device);
+
 /** Host memory that copies from and to this device run fastest with (pinned where that matters). */
 TSR_NODISCARD tsr_status tsr_device_alloc_staging(tsr_device *device, tsr_mem_tag tag, size_t bytes,
                                                   void **out);

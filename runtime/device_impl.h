@@ -25,6 +25,7 @@ typedef struct tsr_device_ops {
     tsr_status (*copy)(tsr_device *, void *to, const void *from, size_t bytes, tsr_copy_kind,
                        tsr_stream *);
     tsr_status (*zero)(tsr_device *, void *block, size_t bytes, tsr_stream *);
+    size_t (*scratch_bytes)(const tsr_device *); /* optional: operators take none */
 
     tsr_status (*gemm)(tsr_device *, const tsr_gemm_args *, tsr_stream *);
     tsr_status (*gemm_reserve)(tsr_device *, const tsr_gemm_args *); /* optional: nothing to do */

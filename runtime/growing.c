@@ -29,6 +29,15 @@ tsr_status tsr_growing_staging(tsr_device *device, tsr_mem_tag tag, size_t bytes
     return TSR_OK;
 }
 
+tsr_status tsr_growing_fit(tsr_device *device, tsr_mem_tag tag, size_t bytes, tsr_growing *block)
+{
+    if (block->memory != NULL && block->room == tsr_growing_room(bytes)) {
+        return TSR_OK;
+    }
+    tsr_growing_free_device(device, block);
+    return tsr_growing_device(device, tag, bytes, block);
+}
+
 void tsr_growing_free_device(tsr_device *device, tsr_growing *block)
 {
     tsr_device_free(device, block->memory);

@@ -25,6 +25,9 @@ TSR_NODISCARD tsr_status tsr_growing_device(tsr_device *device, tsr_mem_tag tag,
                                             tsr_growing *block);
 TSR_NODISCARD tsr_status tsr_growing_staging(tsr_device *device, tsr_mem_tag tag, size_t bytes,
                                              tsr_growing *block);
+/** Make device memory what `bytes` alone would have taken, larger or smaller; else as above. */
+TSR_NODISCARD tsr_status tsr_growing_fit(tsr_device *device, tsr_mem_tag tag, size_t bytes,
+                                         tsr_growing *block);
 void tsr_growing_free_device(tsr_device *device, tsr_growing *block);
 void tsr_growing_free_staging(tsr_device *device, tsr_growing *block);
 

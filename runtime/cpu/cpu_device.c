@@ -166,6 +166,13 @@ tsr_status tsr_cpu_scratch_reserve(tsr_device *device, size_t bytes)
     return TSR_OK;
 }
 
+size_t tsr_cpu_scratch_bytes(const tsr_device *device)
+{
+    const tsr_cpu_device *self = (const tsr_cpu_device *)device;
+
+    return self->scratch_bytes + tsr_gemm_cache_bytes(self->gemms);
+}
+
 tsr_status tsr_cpu_alloc(tsr_device *device, tsr_mem_tag tag, size_t bytes, void **out)
 {
     (void)device;

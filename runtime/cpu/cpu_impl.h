@@ -20,6 +20,7 @@ TSR_NODISCARD tsr_status tsr_cpu_open(const char *name, int threads, tsr_device 
 
 /** Grow the device's scratch to at least bytes (kept until close). Not on the step path. */
 TSR_NODISCARD tsr_status tsr_cpu_scratch_reserve(tsr_device *device, size_t bytes);
+size_t tsr_cpu_scratch_bytes(const tsr_device *device);
 
 /* memory, streams and events: calls run at once, so streams and events have nothing to do */
 void tsr_cpu_close(tsr_device *);
@@ -45,8 +46,8 @@ tsr_status tsr_cpu_zero(tsr_device *, void *block, size_t bytes, tsr_stream *);
     .stream_wait = tsr_cpu_stream_wait, .event_create = tsr_cpu_event_create,                      \
     .event_destroy = tsr_cpu_event_destroy, .event_record = tsr_cpu_event_record,                  \
     .stream_wait_event = tsr_cpu_stream_wait_event, .event_wait = tsr_cpu_event_wait,              \
-    .copy = tsr_cpu_copy, .zero = tsr_cpu_zero, .sort_by_expert = tsr_cpu_sort_by_expert,          \
-    .gather_f32 = tsr_cpu_gather_f32
+    .copy = tsr_cpu_copy, .zero = tsr_cpu_zero, .scratch_bytes = tsr_cpu_scratch_bytes,            \
+    .sort_by_expert = tsr_cpu_sort_by_expert, .gather_f32 = tsr_cpu_gather_f32
 
 /* matrix products, for every instruction set: by a kernel of our own, or else by oneDNN */
 tsr_status tsr_cpu_gemm(tsr_device *, const tsr_gemm_args *, tsr_stream *);

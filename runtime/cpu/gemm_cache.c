@@ -410,6 +410,11 @@ tsr_status tsr_gemm_cache_plan(tsr_gemm_cache *cache, size_t bytes, void **out)
     return TSR_OK;
 }
 
+size_t tsr_gemm_cache_bytes(const tsr_gemm_cache *cache)
+{
+    return cache->scratch_bytes + cache->plan_bytes;
+}
+
 int64_t tsr_gemm_cache_created(const tsr_gemm_cache *cache)
 {
     return cache->used;

@@ -67,6 +67,9 @@ static inline int64_t tsr_round_up(int64_t value, int64_t unit)
 TSR_NODISCARD tsr_status tsr_gemm_cache_reserve_parts(tsr_gemm_cache *cache, size_t bytes);
 void *tsr_gemm_cache_part(const tsr_gemm_cache *cache, int thread);
 
+/** Scratch and plan, in bytes. */
+size_t tsr_gemm_cache_bytes(const tsr_gemm_cache *cache);
+
 /** Products made so far. */
 int64_t tsr_gemm_cache_created(const tsr_gemm_cache *cache);
 

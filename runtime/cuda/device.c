@@ -315,6 +315,11 @@ static void cuda_close(tsr_device *device)
     tsr_mem_free(self);
 }
 
+static size_t cuda_scratch_bytes(const tsr_device *device)
+{
+    return ((const tsr_cuda_device *)device)->workspace_bytes;
+}
+
 static const tsr_device_ops cuda_table = {
     .close = cuda_close,
     .alloc = cuda_alloc,
@@ -332,6 +337,7 @@ static const tsr_device_ops cuda_table = {
     .event_wait = cuda_event_wait,
     .copy = cuda_copy,
     .zero = cuda_zero,
+    .scratch_bytes = cuda_scratch_bytes,
     .gemm = tsr_cuda_gemm,
     .gemm_reserve = tsr_cuda_gemm_reserve,
     .grouped_gemm = tsr_cuda_grouped_gemm,

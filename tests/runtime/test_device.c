@@ -26,6 +26,31 @@ static void names_are_resolved_or_refused(void **state)
     assert_null(device);
 }
 
+static void scratch_of_operators_is_counted(void **state)
+{
+    const tsr_grouped_gemm_args args = {.pass = TSR_GROUPED_FORWARD,
+                                        .max_rows = 4096,
+                                        .n = 64,
+                                        .k = 32,
+                                        .experts = 4,
+                                        .dtype = TSR_F32};
+    static const char *const names[] = {"cpu", "cpu:generic", "cpu:plain"};
+
+    (void)state;
+    for (int i = 0; i < 3; ++i) {
+        const size_t before = tsr_mem_live_bytes(TSR_MEM_WORKSPACE);
+        tsr_device *device = NULL;
+
+        assert_ok(tsr_device_open(names[i], 2, &device));
+        assert_int_equal(tsr_device_scratch_bytes(device), 0);
+        assert_ok(tsr_op_grouped_gemm_reserve(device, &args));
+        assert_int_equal(tsr_device_scratch_bytes(device),
+                         tsr_mem_live_bytes(TSR_MEM_WORKSPACE) - before);
+        assert_true(i == 2 || tsr_device_scratch_bytes(device) > 0);
+        tsr_device_close(&device);
+    }
+}
+
 static void a_named_instruction_set_is_never_replaced(void **state)
 {
     static const char *const names[] = {"cpu:generic",    "cpu:avx2", "cpu:avx512",
@@ -230,6 +255,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_resolved_or_refused),
+        cmocka_unit_test(scratch_of_operators_is_counted),
         cmocka_unit_test(a_named_instruction_set_is_never_replaced),
         cmocka_unit_test(gpu_names_are_checked_first),
         cmocka_unit_test(without_a_gpu_the_reason_is_given),

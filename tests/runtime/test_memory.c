@@ -77,6 +77,30 @@ static void every_tag_has_a_name_and_the_peak_grows(void **state)
     tsr_mem_free(block);
 }
 
+/* A block grows with a quarter to spare, keeps what it has, and is made to fit when asked. */
+static void growing_blocks_grow_and_fit(void **state)
+{
+    tsr_device *device = NULL;
+    tsr_growing block = {0};
+
+    (void)state;
+    assert_ok(tsr_device_open("cpu:plain", 1, &device));
+    const size_t before = tsr_mem_live_bytes(TSR_MEM_WORKSPACE);
+    assert_ok(tsr_growing_device(device, TSR_MEM_WORKSPACE, 1000, &block));
+    assert_int_equal(block.room, tsr_growing_room(1000));
+    assert_ok(tsr_growing_device(device, TSR_MEM_WORKSPACE, 1250, &block));
+    assert_int_equal(block.room, tsr_growing_room(1000));
+    assert_ok(tsr_growing_device(device, TSR_MEM_WORKSPACE, 10000, &block));
+    assert_int_equal(tsr_mem_live_bytes(TSR_MEM_WORKSPACE) - before, tsr_growing_room(10000));
+    void *const memory = block.memory;
+    assert_ok(tsr_growing_fit(device, TSR_MEM_WORKSPACE, 10000, &block));
+    assert_ptr_equal(block.memory, memory);
+    assert_ok(tsr_growing_fit(device, TSR_MEM_WORKSPACE, 2000, &block));
+    assert_int_equal(tsr_mem_live_bytes(TSR_MEM_WORKSPACE) - before, tsr_growing_room(2000));
+    tsr_growing_free_device(device, &block);
+    tsr_device_close(&device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -84,6 +108,7 @@ int main(void)
         cmocka_unit_test(impossible_sizes_are_named),
         cmocka_unit_test(texts_are_copied),
         cmocka_unit_test(every_tag_has_a_name_and_the_peak_grows),
+        cmocka_unit_test(growing_blocks_grow_and_fit),
     };
 
     return tsr_unit_test_main("runtime.memory", tests, sizeof tests / sizeof *tests);
