@@ -48,6 +48,17 @@ TSR_NODISCARD tsr_status tsr_dispatch_create(const tsr_dispatch_options *options
                                              tsr_dispatch **out);
 void tsr_dispatch_destroy(tsr_dispatch **dispatch_p);
 
+/** Rows of tokens that are on their way at once. */
+typedef struct tsr_dispatch_room {
+    int64_t sent; /* gathered to be sent, in one stage */
+    int64_t met;  /* between two stages; 0 where there is one */
+} tsr_dispatch_room;
+
+/** Make memory what so many take, larger or smaller. Between calls. Errors: TSR_ERR_NOMEM. */
+TSR_NODISCARD tsr_status tsr_dispatch_reserve(tsr_dispatch *dispatch, tsr_dispatch_room room);
+/** Device memory that these take. */
+size_t tsr_dispatch_bytes(int64_t width, tsr_dtype dtype, tsr_dispatch_room room);
+
 /** The way of one set of tokens, to be planned again and again. */
 typedef struct tsr_dispatch_plan tsr_dispatch_plan;
 TSR_NODISCARD tsr_status tsr_dispatch_plan_create(tsr_dispatch *dispatch, tsr_dispatch_plan **out);

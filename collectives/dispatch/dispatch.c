@@ -158,6 +158,44 @@ void tsr_dispatch_plan_destroy(tsr_dispatch_plan **plan_p)
     *plan_p = NULL;
 }
 
+/* ---- rows on their way ----------------------------------------------------------------------- */
+
+/* take_block: let blocks grow, or make them fit. */
+static tsr_status make_rows(tsr_dispatch *d, tsr_dispatch_room room,
+                            tsr_status (*take_block)(tsr_device *, tsr_mem_tag, size_t,
+                                                     tsr_growing *))
+{
+    const tsr_dispatch_options *o = &d->options;
+    const size_t element = tsr_dtype_bytes(o->dtype);
+    const size_t sent = (size_t)(room.sent * o->width), met = (size_t)(room.met * o->width);
+
+    TSR_TRY(take_block(o->device, TSR_MEM_ACTIVATIONS, sent * element, &d->sent));
+    if (d->stages == 1) {
+        return TSR_OK;
+    }
+    TSR_TRY(take_block(o->device, TSR_MEM_ACTIVATIONS, met * element, &d->met));
+    return o->dtype == TSR_F32
+               ? TSR_OK
+               : take_block(o->device, TSR_MEM_ACTIVATIONS, met * sizeof(float), &d->sum);
+}
+
+tsr_status tsr_dispatch_reserve(tsr_dispatch *dispatch, tsr_dispatch_room room)
+{
+    return make_rows(dispatch, room, tsr_growing_fit);
+}
+
+size_t tsr_dispatch_bytes(int64_t width, tsr_dtype dtype, tsr_dispatch_room room)
+{
+    const size_t element = tsr_dtype_bytes(dtype), met = (size_t)(room.met * width);
+    const size_t sent = tsr_growing_room((size_t)(room.sent * width) * element);
+
+    if (room.met == 0) {
+        return sent;
+    }
+    return sent + tsr_growing_room(met * element) +
+           (dtype == TSR_F32 ? 0 : tsr_growing_room(met * sizeof(float)));
+}
+
 tsr_dispatch_view tsr_dispatch_plan_view(const tsr_dispatch_plan *plan)
 {
     return plan->view;
@@ -324,25 +362,15 @@ static tsr_status expand(tsr_dispatch *d, tsr_dispatch_plan *plan, const slot *s
     return TSR_OK;
 }
 
-/* Scratch for rows on their way. */
+/* Scratch for the rows of a plan. */
 static tsr_status take_rows(tsr_dispatch *d, const tsr_dispatch_plan *plan)
 {
-    const size_t width = (size_t)d->options.width;
-    const size_t row = width * tsr_dtype_bytes(d->options.dtype);
-    int64_t most = 0;
+    tsr_dispatch_room room = {.met = d->stages == 1 ? 0 : plan->way[0].receives};
 
     for (int i = 0; i < d->stages; ++i) {
-        most = plan->way[i].sends > most ? plan->way[i].sends : most;
+        room.sent = plan->way[i].sends > room.sent ? plan->way[i].sends : room.sent;
     }
-    TSR_TRY(device_room(d->options.device, &d->sent, (size_t)most * row));
-    if (d->stages == 1) {
-        return TSR_OK;
-    }
-    const size_t met = (size_t)plan->way[0].receives;
-    TSR_TRY(device_room(d->options.device, &d->met, met * row));
-    return d->options.dtype == TSR_F32
-               ? TSR_OK
-               : device_room(d->options.device, &d->sum, met * width * sizeof(float));
+    return make_rows(d, room, tsr_growing_device);
 }
 
 tsr_status tsr_dispatch_make(tsr_dispatch *dispatch, tsr_dispatch_plan *plan, const int32_t *lane,
