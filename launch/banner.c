@@ -73,23 +73,37 @@ static void print_data(const settings *s, const tsr_data *train, const tsr_data 
     }
 }
 
-static tsr_status print_memory(const settings *s, const tsr_mesh *mesh)
+static void print_memory(const settings *s, const tsr_mesh *mesh, const trainer_plan *p)
 {
-    trainer_plan p;
     const double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    char room[64] = "";
 
-    TSR_TRY(trainer_estimate(s, mesh, &p));
+    if (mesh->ep > 1) {
+        (void)snprintf(room, sizeof room, " (for up to %.3g times the rows of even loads)",
+                       1.25 * s->experts.room);
+    }
     tsr_log(TSR_LOG_INFO,
             "memory     %.2f GiB a rank: weights %.2f, gradients %.2f, optimizer %.2f, activations "
-            "%.2f, "
-            "checkpoint staging %.2f; this machine has %.1f GiB",
-            (double)p.total * gib, (double)p.weights * gib, (double)p.gradients * gib,
-            (double)p.optimizer * gib, (double)p.activations * gib, (double)p.staging * gib,
-            machine * gib);
-    return TSR_OK;
+            "%.2f%s, checkpoint staging %.2f; this machine has %.1f GiB",
+            (double)p->total * gib, (double)p->weights * gib, (double)p->gradients * gib,
+            (double)p->optimizer * gib, (double)p->activations * gib, room,
+            (double)p->staging * gib, machine * gib);
 }
 
-tsr_status banner_run(trainer *t, const tsr_data *train, const tsr_data *valid)
+void banner_memory(const trainer *t, const step_result *r)
+{
+    double most = 0.0;
+
+    for (int64_t l = 0; l < t->s->model.num_hidden_layers; ++l) {
+        most = t->room[l] > most ? t->room[l] : most;
+    }
+    tsr_log(TSR_LOG_INFO,
+            "step %lld: token copies take up to %.2f times the memory of even loads: %.3f GiB a "
+            "rank are planned, %.3f before",
+            (long long)t->step, most, (double)t->plan.model * gib, r->planned_bytes * gib);
+}
+
+void banner_run(const trainer *t, const tsr_data *train, const tsr_data *valid)
 {
     const settings *s = t->s;
     char peak[16], mesh[160];
@@ -107,9 +121,8 @@ tsr_status banner_run(trainer *t, const tsr_data *train, const tsr_data *valid)
     }
     print_model(s, &t->table);
     print_data(s, train, valid);
-    TSR_TRY(tsr_comm_agree(t->comm, print_memory(s, &t->mesh)));
+    print_memory(s, &t->mesh, &t->plan);
     tsr_log(TSR_LOG_INFO, "run folder %s", s->run.dir);
-    return TSR_OK;
 }
 
 tsr_status banner_plan(const settings *s, const world *w, const tsr_data *train,
@@ -117,6 +130,7 @@ tsr_status banner_plan(const settings *s, const world *w, const tsr_data *train,
 {
     tsr_param_table table = {0};
     tsr_mesh mesh = {0};
+    trainer_plan plan;
     char text[160];
 
     TSR_TRY(trainer_open_mesh(s, w, &mesh));
@@ -127,7 +141,10 @@ tsr_status banner_plan(const settings *s, const world *w, const tsr_data *train,
                 tsr_dtype_name((tsr_dtype)s->precision.compute));
         print_model(s, &table);
         print_data(s, train, valid);
-        st = print_memory(s, &mesh);
+        st = trainer_estimate(s, &mesh, &plan);
+    }
+    if (st == TSR_OK) {
+        print_memory(s, &mesh, &plan);
     }
     tsr_param_table_destroy(&table);
     st = tsr_comm_agree(w->comm, st);

@@ -49,9 +49,10 @@ static void print_head(const imbalance_bench *b, const char *load)
             "go by max/mean and `by balance`\n",
             ranks, cores);
     }
-    (void)fprintf(to, "%-7s %7s %9s %7s %10s %8s %8s %7s %8s %7s %8s %8s %8s %7s %7s\n", "policy",
-                  "owners", "max/mean", "worst", "by balance", "step ms", "least", "vs ep",
-                  "of even", "copies", "exposed", "rows MB", "copy MB", "mem MB", "planned");
+    (void)fprintf(to, "%-7s %7s %9s %7s %10s %8s %8s %7s %8s %7s %8s %8s %8s %7s %7s %6s %8s\n",
+                  "policy", "owners", "max/mean", "worst", "by balance", "step ms", "least",
+                  "vs ep", "of even", "copies", "exposed", "rows MB", "copy MB", "mem MB",
+                  "planned", "off", "outgrown");
 }
 
 static void print_row(const imbalance_bench *b, const imbalance_contender *c)
@@ -60,10 +61,11 @@ static void print_row(const imbalance_bench *b, const imbalance_contender *c)
     (void)fprintf(
         b->w->people,
         "%-7s %7.3f %9.3f %7.3f %9.1f%% %8.2f %8.2f %6.2fx %7.1f%% %7.1f %8.2f %8.2f %8.2f "
-        "%7.2f %7.2f\n",
+        "%7.2f %7.2f %5.2f%% %8d\n",
         c->name, c->before, c->after, c->worst, 100.0 * by_balance(b, c), c->median_ms, c->least_ms,
         c->over_ep, 100.0 * c->of_even, c->copies, c->exposed_ms, row_bytes(c) * 1e-6,
-        copy_bytes(c) * 1e-6, imbalance_model_memory(c) * 1e-6, imbalance_planned_memory(c) * 1e-6);
+        copy_bytes(c) * 1e-6, imbalance_model_memory(c) * 1e-6, imbalance_planned_memory(c) * 1e-6,
+        100.0 * c->most_off, c->outgrown);
 }
 
 static json_t *row_object(const imbalance_bench *b, const imbalance_contender *c)
@@ -82,15 +84,17 @@ static json_t *row_object(const imbalance_bench *b, const imbalance_contender *c
         (void)json_object_set_new(memory, tsr_mem_tag_name((tsr_mem_tag)i),
                                   figure_json(c->memory[i]));
     }
-    return json_pack(
-        "{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "policy", c->name,
-        "max_over_mean_of_owners", figure_json(c->before), "max_over_mean", figure_json(c->after),
-        "worst_max_over_mean", figure_json(c->worst), "projected_share_of_even",
-        figure_json(by_balance(b, c)), "step_ms", figure_json(c->median_ms), "least_step_ms",
-        figure_json(c->least_ms), "speedup_over_ep", figure_json(c->over_ep), "share_of_even",
-        figure_json(c->of_even), "copies", figure_json(c->copies), "exposed_ms",
-        figure_json(c->exposed_ms), "loss", figure_json(c->loss), "bytes", bytes, "memory", memory,
-        "memory_bytes", figure_json(imbalance_model_memory(c)), "planned_memory", plan);
+    return json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:i}",
+                     "policy", c->name, "max_over_mean_of_owners", figure_json(c->before),
+                     "max_over_mean", figure_json(c->after), "worst_max_over_mean",
+                     figure_json(c->worst), "projected_share_of_even",
+                     figure_json(by_balance(b, c)), "step_ms", figure_json(c->median_ms),
+                     "least_step_ms", figure_json(c->least_ms), "speedup_over_ep",
+                     figure_json(c->over_ep), "share_of_even", figure_json(c->of_even), "copies",
+                     figure_json(c->copies), "exposed_ms", figure_json(c->exposed_ms), "loss",
+                     figure_json(c->loss), "bytes", bytes, "memory", memory, "memory_bytes",
+                     figure_json(imbalance_model_memory(c)), "planned_memory", plan,
+                     "most_off_plan", figure_json(c->most_off), "rounds_outgrown", c->outgrown);
 }
 
 static void report(const imbalance_bench *b, const char *load)

@@ -59,7 +59,19 @@ double imbalance_model_memory(const imbalance_contender *c)
 
 double imbalance_planned_memory(const imbalance_contender *c)
 {
-    return (double)(c->plan.weights + c->plan.gradients + c->plan.optimizer + c->plan.activations);
+    return (double)c->plan.model;
+}
+
+/* After a round: what the largest rank holds against the plan. */
+static tsr_status compare_memory(tsr_comm *comm, imbalance_contender *c)
+{
+    double held = imbalance_model_memory(c);
+
+    TSR_TRY(tsr_comm_all_reduce_f64(comm, &held, 1, TSR_REDUCE_MAX));
+    const double off = held / (double)c->t.plan.model - 1.0;
+    c->most_off = fabs(off) > fabs(c->most_off) ? off : c->most_off;
+    c->plan = c->t.plan;
+    return TSR_OK;
 }
 
 /* ---- start ---------------------------------------------------------------------------------- */
@@ -102,7 +114,6 @@ static tsr_status start(imbalance_bench *b, imbalance_contender *c, imbalance_ga
     const tsr_status st = trainer_create(&c->t, c->s, b->w);
     end_memory(c);
     TSR_TRY(st);
-    TSR_TRY(trainer_estimate(c->s, &c->t.mesh, &c->plan));
     c->gate = gate;
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, b->rounds, sizeof *c->ms, (void **)&c->ms));
     TSR_TRY(tsr_device_alloc(c->t.device, TSR_MEM_OTHER, gate->bytes, &bias));
@@ -219,6 +230,8 @@ static tsr_status run_step(imbalance_bench *b, imbalance_contender *c, int round
     if (round >= 0) {
         c->ms[round] = ms;
         add_balance(c, &result, b->rounds);
+        c->outgrown += result.has_outgrown;
+        TSR_TRY(compare_memory(comm, c));
     }
     return TSR_OK;
 }

@@ -24,8 +24,10 @@ typedef struct imbalance_contender {
     double before, after, worst, copies, exposed_ms;
     double bytes[TSR_TRAFFICS];  /* sent in a step by all ranks to others */
     double memory[TSR_MEM_TAGS]; /* bytes of the largest rank */
-    trainer_plan plan;           /* of the same, by trainer_estimate() */
-    size_t held[TSR_MEM_TAGS];   /* scratch */
+    trainer_plan plan;           /* of the same, as it was planned by the end */
+    double most_off; /* of a round: what is held after it over what is planned by then, less 1 */
+    int outgrown;    /* rounds whose loads needed more than was planned before */
+    size_t held[TSR_MEM_TAGS]; /* scratch */
 } imbalance_contender;
 
 typedef struct imbalance_bench {

@@ -155,12 +155,13 @@ void metrics_step(metrics *m, int64_t step, const step_result *r)
                                   figure_json(r->part_ms[part]));
     }
     json_t *line = json_pack(
-        "{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)step, "tokens",
-        (json_int_t)r->tokens_seen, "loss", figure_json(r->loss), "aux_loss",
+        "{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "step", (json_int_t)step,
+        "tokens", (json_int_t)r->tokens_seen, "loss", figure_json(r->loss), "aux_loss",
         figure_json(r->aux_loss), "grad_norm", figure_json(r->grad_norm), "lr", figure_json(r->lr),
         "ms", figure_json(r->ms), "tokens_per_s", figure_json(r->tokens_per_s), "gemm_share",
         figure_json(r->gemm_share), "expert_max_over_mean", figure_json(r->expert_max_over_mean),
-        "mem_gib", figure_json(r->mem_bytes * gib), "parts_ms", parts);
+        "mem_gib", figure_json(r->mem_bytes * gib), "held_gib", figure_json(r->held_bytes * gib),
+        "planned_gib", figure_json(r->planned_bytes * gib), "parts_ms", parts);
     add_bytes(line, r->bytes);
     add_balance(line, r);
     if (r->resharded > 0) {

@@ -252,6 +252,9 @@ static tsr_status loop(train_run *run)
         TSR_TRY(trainer_step(&run->t, next_sample, run, &flags, &result));
         run->loss = result.loss;
         metrics_step(&run->shown, run->t.step, &result);
+        if (result.is_planned_anew) {
+            banner_memory(&run->t, &result);
+        }
         recording_loads(&run->kept, run->t.step, trainer_counts(&run->t), run->t.weights.layers,
                         run->t.weights.experts);
         TSR_TRY(progress_save(run, &result));
@@ -299,7 +302,7 @@ static tsr_status train(train_run *run, const char *resume, bool is_dry)
     const char *kill_at = getenv("TESSERA_TEST_KILL_AT"); /* for tests: die while saving */
     tsr_ckpt_kill_at(kill_at != NULL ? atoi(kill_at) : 0);
     TSR_TRY(trainer_measure_peak(&run->t));
-    TSR_TRY(banner_run(&run->t, run->train_data, run->valid_data));
+    banner_run(&run->t, run->train_data, run->valid_data);
     world_catch_signals();
     const tsr_status st = loop(run);
     /* where the others are in the middle of an exchange they would not come to finish it */

@@ -5,34 +5,37 @@
 
 #include <string.h>
 
-static tsr_stage_options stage_options(const settings *s, const tsr_param_table *table,
-                                       tsr_device *device, int64_t micro_batch, int expert_ranks)
-{
-    return (tsr_stage_options){
-        .config = &s->model,
-        .table = table,
-        .device = device,
-        .dtype = (tsr_dtype)s->precision.compute,
-        .micro_batch = micro_batch,
-        .seq_len = s->data.seq_len,
-        .recompute = (tsr_recompute)s->train.recompute,
-        .train = true,
-        .expert_ranks = expert_ranks,
-        .dispatch = (tsr_dispatch_choice)s->parallel.dispatch,
-        .dispatch_chunks = s->parallel.dispatch_chunks,
-        .placement = (tsr_placement_policy)s->parallel.placement,
-        .copies = &s->experts,
-    };
-}
-
 /* Sequences that a rank runs at once: equal on all, so that all make as many passes. */
-static int64_t micro_batch_of(const settings *s, int ranks)
+static int64_t trainer_micro_batch(const settings *s, int ranks)
 {
     int64_t begin = 0, largest = 0;
 
     tsr_batch_share(s->train.global_batch, ranks, 0, &begin, &largest);
     return s->train.micro_batch > 0 && s->train.micro_batch < largest ? s->train.micro_batch
                                                                       : largest;
+}
+
+tsr_stage_options trainer_stage_options(const settings *s, const tsr_param_table *table,
+                                        tsr_device *device, const tsr_mesh *mesh,
+                                        const double *room)
+{
+    return (tsr_stage_options){
+        .config = &s->model,
+        .table = table,
+        .device = device,
+        .dtype = (tsr_dtype)s->precision.compute,
+        .micro_batch = trainer_micro_batch(s, mesh->dp * mesh->ep),
+        .seq_len = s->data.seq_len,
+        .recompute = (tsr_recompute)s->train.recompute,
+        .train = true,
+        .expert_ranks = mesh->ep,
+        .experts = &mesh->expert,
+        .dispatch = (tsr_dispatch_choice)s->parallel.dispatch,
+        .dispatch_chunks = s->parallel.dispatch_chunks,
+        .room = room,
+        .placement = (tsr_placement_policy)s->parallel.placement,
+        .copies = &s->experts,
+    };
 }
 
 int64_t trainer_passes(const trainer *t, int64_t sequences)
@@ -44,8 +47,8 @@ int64_t trainer_passes(const trainer *t, int64_t sequences)
 }
 
 /* The whole table, who holds which experts, and what expert rank `part` holds. */
-static tsr_status make_tables(const settings *s, int parts, int part, tsr_param_table *table,
-                              int32_t **owner, tsr_param_table *local)
+tsr_status trainer_make_tables(const settings *s, int parts, int part, tsr_param_table *table,
+                               int32_t **owner, tsr_param_table *local)
 {
     const int64_t layers = s->model.num_hidden_layers, experts = s->model.num_experts;
 
@@ -53,48 +56,6 @@ static tsr_status make_tables(const settings *s, int parts, int part, tsr_param_
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, layers * experts, sizeof **owner, (void **)owner));
     tsr_expert_owners_even(layers, experts, parts, *owner);
     return tsr_param_table_share(table, *owner, part, local);
-}
-
-/* Ranks that share each group of parameters. */
-static void group_sizes(const tsr_mesh *mesh, int sizes_out[TSR_GROUPS])
-{
-    sizes_out[TSR_GROUP_FLOAT] = sizes_out[TSR_GROUP_DENSE] = mesh->dp * mesh->ep;
-    sizes_out[TSR_GROUP_EXPERT] = mesh->dp;
-}
-
-tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh, trainer_plan *plan_out)
-{
-    const tsr_dtype compute = (tsr_dtype)s->precision.compute;
-    const int first[TSR_GROUPS] = {0};
-    int sizes[TSR_GROUPS];
-    tsr_param_table table = {0}, local = {0};
-    int32_t *owner = NULL;
-    tsr_device *device = NULL;
-    trainer_plan plan = {0};
-    tsr_status st = TSR_OK;
-
-    group_sizes(mesh, sizes);
-    TSR_TRY_GOTO(make_tables(s, mesh->ep, 0, &table, &owner, &local), done);
-    TSR_TRY_GOTO(tsr_device_open("cpu", 1, &device), done);
-    const int64_t micro = micro_batch_of(s, mesh->dp * mesh->ep);
-    const tsr_stage_options options = stage_options(s, &local, device, micro, mesh->ep);
-    TSR_TRY_GOTO(tsr_stage_bytes(&options, &plan.activations), done);
-    tsr_stage_copies_bytes(&options, &plan.weights, &plan.gradients);
-    for (int g = 0; g < TSR_GROUPS; ++g) {
-        const size_t elements = (size_t)local.group_elements[g];
-        plan.weights += elements * tsr_dtype_bytes(g == TSR_GROUP_FLOAT ? TSR_F32 : compute);
-        plan.gradients += elements * sizeof(float);
-        plan.staging += elements / (size_t)sizes[g] * 3 * sizeof(float);
-    }
-    plan.optimizer = tsr_optimizer_bytes(&s->optim, &local, compute, sizes, first);
-    plan.total = plan.weights + plan.gradients + plan.optimizer + plan.activations + plan.staging;
-    *plan_out = plan;
-done:
-    tsr_device_close(&device);
-    tsr_param_table_destroy(&local);
-    tsr_mem_free(owner);
-    tsr_param_table_destroy(&table);
-    return st;
 }
 
 /* Everything that may fail on this rank alone; the caller agrees on the outcome. */
@@ -106,9 +67,9 @@ static tsr_status create_local(trainer *t, int threads)
 
     TSR_TRY(devices_open((device_choice)s->run.device, t->w, threads, &t->device));
     TSR_TRY(tsr_stream_create(t->device, &t->stream));
-    TSR_TRY(make_tables(s, mesh->ep, mesh->ep_rank, &t->table, &t->owner, &t->local));
+    TSR_TRY(trainer_make_tables(s, mesh->ep, mesh->ep_rank, &t->table, &t->owner, &t->local));
     TSR_TRY(tsr_weights_create(&s->model, &t->local, t->device, t->dtype, true, &t->weights));
-    t->micro_batch = micro_batch_of(s, mesh->dp * mesh->ep);
+    t->micro_batch = trainer_micro_batch(s, mesh->dp * mesh->ep);
     tsr_batch_share(s->train.global_batch, mesh->dp * mesh->ep, position, &t->share_begin,
                     &t->share_end);
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_DATA, t->micro_batch * (s->data.seq_len + 1),
@@ -123,6 +84,7 @@ static tsr_status create_local(trainer *t, int threads)
         TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, mesh->ep, sizeof *t->owner_load,
                                     (void **)&t->owner_load));
     }
+    TSR_TRY(trainer_take_room(t));
     t->totals_count = trainer_totals_count(t);
     return tsr_mem_alloc_array(TSR_MEM_OTHER, t->totals_count, sizeof *t->totals,
                                (void **)&t->totals);
@@ -132,9 +94,8 @@ static tsr_status create_local(trainer *t, int threads)
 static tsr_status create_stage(trainer *t)
 {
     tsr_stage_options options =
-        stage_options(t->s, &t->local, t->device, t->micro_batch, t->mesh.ep);
+        trainer_stage_options(t->s, &t->local, t->device, &t->mesh, t->room);
 
-    options.experts = &t->mesh.expert;
     options.owner = t->owner;
     options.shares = t->mesh.dp * trainer_passes(t, t->s->train.global_batch);
     options.copies_comm = tsr_mesh_copies(&t->mesh);
@@ -222,6 +183,7 @@ tsr_status trainer_create(trainer *t, const settings *s, world *w)
     TSR_TRY(use_nccl_if_wanted(t));
     TSR_TRY(tsr_comm_agree(t->comm, create_stage(t)));
     TSR_TRY(trainer_create_optimizer(t));
+    TSR_TRY(tsr_comm_agree(t->comm, trainer_plan_start(t)));
     t->flops_per_token = tsr_model_train_flops_per_token(&s->model, &t->table, s->data.seq_len);
     tsr_traffic_read(t->bytes_before); /* what starting took is not the first step's */
     return TSR_OK;
@@ -243,6 +205,8 @@ void trainer_destroy(trainer *t)
     tsr_mem_free(t->router_bias);
     tsr_mem_free(t->balance);
     tsr_mem_free(t->owner_load);
+    tsr_mem_free(t->room);
+    tsr_mem_free(t->met);
     for (int i = 0; i < t->array_count; ++i) {
         tsr_mem_free(t->arrays[i].values);
     }

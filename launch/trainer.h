@@ -22,6 +22,15 @@ typedef struct layer_balance {
 
 enum { TRAINER_ARRAYS = 3 };
 
+/** Bytes that the largest rank takes, by part. */
+typedef struct trainer_plan {
+    size_t weights, gradients, optimizer;
+    size_t activations; /* and scratch, also that of operators where a device is known */
+    size_t staging;     /* host memory for a checkpoint */
+    size_t model;       /* all but staging */
+    size_t total;
+} trainer_plan;
+
 typedef struct trainer {
     const settings *s;
     world *w;
@@ -49,17 +58,15 @@ typedef struct trainer {
     int64_t bytes_before[TSR_TRAFFICS][TSR_LINKS];
     double peak_flops; /* measured GEMM rate of all ranks together, per second */
     double flops_per_token;
-    int64_t steps_here; /* since this start, where the budget of copies is to be measured */
+    double *room, *met;   /* [L] memory for token copies as planned, as needed: see parallel.h */
+    size_t scratch_bytes; /* of operators, when all had been taken */
+    trainer_plan plan;    /* by the loads seen last */
+    bool has_settled;     /* a window of steps has passed since the start, or since owners moved */
+    int64_t steps_here;   /* since this start */
     int64_t step, tokens_seen, data_position; /* progress; part of a checkpoint */
 } trainer;
 
-/** Bytes one rank takes, by part. */
-typedef struct trainer_plan {
-    size_t weights, gradients, optimizer, activations, staging;
-    size_t total;
-} trainer_plan;
-
-/** Estimate without allocating: the largest rank. */
+/** Plan without allocating, for loads that experts.room covers. */
 TSR_NODISCARD tsr_status trainer_estimate(const settings *s, const tsr_mesh *mesh,
                                           trainer_plan *plan_out);
 
@@ -112,6 +119,11 @@ typedef struct step_result {
     int64_t tokens_seen;                   /* of the run so far */
     double bytes[TSR_TRAFFICS][TSR_LINKS]; /* sent by all ranks since the step before */
     double mem_bytes;                      /* peak resident and device memory of the largest rank */
+    double
+        held_bytes; /* for the model and its work, of the largest rank, by this process's count */
+    double planned_bytes; /* for the same before this step */
+    bool has_outgrown;    /* its loads needed more than was planned */
+    bool is_planned_anew; /* trainer's plan is for the loads of the last steps now */
     int stop_wanted, checkpoint_written, checkpoint_failed; /* ranks */
 } step_result;
 

@@ -3,10 +3,11 @@
 
 #include "launch/reshard.h"
 
+#include <math.h>
 #include <string.h>
 
-/* What a step sums over ranks in its one exchange, in this order; then a peak-memory slot a rank,
- * then the expert counts [L,E]. */
+/* What a step sums over ranks in its one exchange, in this order; then the ranks' memory [P], peaks
+ * and what is held; then the expert counts [L,E]. */
 enum {
     SUM_LOSS,
     SUM_AUX,
@@ -17,15 +18,21 @@ enum {
     SUM_STOP,
     SUM_WRITTEN,
     SUM_WRITE_FAILED,
+    SUM_OUTGROWN,
     SUM_BYTES, /* [TSR_TRAFFICS, TSR_LINKS] */
     SUM_SLOTS = SUM_BYTES + TSR_TRAFFICS * TSR_LINKS
 };
+
+static int64_t counts_at(const trainer *t)
+{
+    return SUM_SLOTS + 2 * (int64_t)tsr_comm_size(t->comm);
+}
 
 /* Where the layers' figures begin: what the rank at each position computed [P,L], then sums
  * [L, TSR_LAYER_FIGURES]. */
 static int64_t figures_at(const trainer *t)
 {
-    return SUM_SLOTS + tsr_comm_size(t->comm) + t->weights.layers * t->weights.experts;
+    return counts_at(t) + t->weights.layers * t->weights.experts;
 }
 
 int64_t trainer_totals_count(const trainer *t)
@@ -108,7 +115,7 @@ static void find_imbalance(const double *counts, int64_t layers, int64_t experts
 
 const double *trainer_counts(const trainer *t)
 {
-    return t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
+    return t->weights.experts > 0 ? t->totals + counts_at(t) : NULL;
 }
 
 /* Largest over mean of `count` loads; 0 without any. */
@@ -166,12 +173,14 @@ static void read_totals(trainer *t, step_result *result)
     result->stop_wanted = (int)sum[SUM_STOP];
     result->checkpoint_written = (int)sum[SUM_WRITTEN];
     result->checkpoint_failed = (int)sum[SUM_WRITE_FAILED];
+    result->has_outgrown = sum[SUM_OUTGROWN] > 0.0;
     memcpy(result->bytes, sum + SUM_BYTES, sizeof result->bytes);
     for (int r = 0; r < ranks; ++r) {
-        result->mem_bytes =
-            sum[SUM_SLOTS + r] > result->mem_bytes ? sum[SUM_SLOTS + r] : result->mem_bytes;
+        result->mem_bytes = fmax(result->mem_bytes, sum[SUM_SLOTS + r]);
+        result->held_bytes = fmax(result->held_bytes, sum[SUM_SLOTS + ranks + r]);
     }
-    find_imbalance(sum + SUM_SLOTS + ranks, t->weights.layers, t->weights.experts, result);
+    result->planned_bytes = (double)t->plan.model;
+    find_imbalance(sum + counts_at(t), t->weights.layers, t->weights.experts, result);
     if (t->balance != NULL) {
         read_balance(t, result);
     }
@@ -193,6 +202,7 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
     sum[SUM_STOP] = flags->wants_stop;
     sum[SUM_WRITTEN] = flags->checkpoint == TSR_CKPT_WRITTEN;
     sum[SUM_WRITE_FAILED] = flags->checkpoint == TSR_CKPT_FAILED;
+    sum[SUM_OUTGROWN] = tsr_stage_has_outgrown(t->stage);
     for (int64_t l = 0; l < t->weights.layers; ++l) {
         const int64_t at =
             figures_at(t) + tsr_comm_rank(t->mesh.dense.flat) * t->weights.layers + l;
@@ -207,6 +217,7 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
     }
     sum[SUM_SLOTS + tsr_comm_rank(t->comm)] =
         (double)tsr_mem_peak_resident() + (double)tsr_device_peak_bytes(t->device);
+    sum[SUM_SLOTS + tsr_comm_size(t->comm) + tsr_comm_rank(t->comm)] = (double)trainer_held_bytes();
     TSR_TRY(tsr_comm_all_reduce_f64(t->comm, sum, t->totals_count, TSR_REDUCE_SUM));
     return sum[SUM_FAILED] > 0.0 ? tsr_comm_agree(t->comm, local) : TSR_OK;
 }
@@ -214,7 +225,7 @@ static tsr_status exchange_totals(trainer *t, const tsr_stage_sums *sums, const 
 static tsr_status update_router_bias(trainer *t)
 {
     const double rate = t->s->model.router_bias_update_rate;
-    const double *counts = t->totals + SUM_SLOTS + tsr_comm_size(t->comm);
+    const double *counts = t->totals + counts_at(t);
 
     if (t->router_bias == NULL || rate <= 0.0) {
         return TSR_OK;
@@ -247,7 +258,7 @@ static tsr_status measure_budget(trainer *t)
     int budget = 0;
 
     if (!t->s->experts.measure || t->s->parallel.placement == TSR_PLACEMENT_EP || t->mesh.ep == 1 ||
-        ++t->steps_here != SETTLED) {
+        t->steps_here != SETTLED) {
         return TSR_OK;
     }
     TSR_TRY(tsr_stage_measure_budget(t->stage, &budget));
@@ -267,7 +278,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     double squares = 0.0;
 
     memset(t->totals, 0, (size_t)t->totals_count * sizeof *t->totals);
-    double *counts = t->weights.experts > 0 ? t->totals + SUM_SLOTS + tsr_comm_size(t->comm) : NULL;
+    double *counts = t->weights.experts > 0 ? t->totals + counts_at(t) : NULL;
     sums.layers = t->totals + figures_at(t) + tsr_comm_size(t->comm) * t->weights.layers;
     tsr_comm_set_phase("forward and backward", step);
     const tsr_status local = run_micro_batches(t, source, context, counts, &sums);
@@ -297,6 +308,7 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     TSR_TRY(tsr_optimizer_step(t->optimizer, step, result.lr, result.grad_norm, t->stream));
     TSR_TRY(update_router_bias(t));
     tsr_stage_observe(t->stage, trainer_counts(t));
+    ++t->steps_here;
     TSR_TRY(measure_budget(t));
     TSR_TRY(tsr_stream_wait(t->stream));
     end_part(&result, STEP_UPDATE, step, &part_start);
@@ -304,8 +316,10 @@ tsr_status trainer_step(trainer *t, trainer_source *source, void *context, const
     t->tokens_seen += result.tokens;
     result.tokens_seen = t->tokens_seen;
     t->data_position += t->s->train.global_batch;
+    TSR_TRY(trainer_plan_anew(t, &result));
     TSR_TRY(reshard_if_due(t, &moved));
     result.resharded = moved.experts;
+    t->has_settled = t->has_settled && moved.experts == 0;
     const double seconds = 1e-9 * (double)(tsr_trace_clock() - start);
     result.ms = 1e3 * seconds;
     result.tokens_per_s = (double)result.tokens / seconds;

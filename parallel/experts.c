@@ -24,6 +24,11 @@ static const tsr_option keys[] = {
      "largest over mean load of ranks above which quota makes copies after the gate", AT(target)},
     {"experts", "calibrate", TSR_OPTION_BOOL, "false", 0, 0, NULL, NULL,
      "fssdp: look again after the gate", AT(calibrate)},
+    {"experts", "room", TSR_OPTION_REAL, "1", 1, 1e6, NULL, NULL,
+     "largest over mean rows of a rank that memory is taken for from the start, and a quarter "
+     "more; "
+     "what a run's loads need beyond is planned as they are seen",
+     AT(room)},
     {"experts", "rematerialize", TSR_OPTION_BOOL, "true", 0, 0, NULL, NULL,
      "keep one layer's copies at a time and fetch them again in backward; false: all layers'",
      AT(rematerialize)},

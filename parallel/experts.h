@@ -22,6 +22,7 @@ typedef struct tsr_experts_config {
     int64_t window;        /* steps */
     double target;         /* max/mean of ranks' loads from which copies after the gate pay */
     bool calibrate;        /* fssdp: copies after the gate too */
+    double room;           /* memory for token copies at the start, over what even loads need */
     bool rematerialize;    /* one layer's copies at a time, fetched again in backward */
     int64_t reshard_every; /* steps between looks for better owners; 0: never */
     double reshard_cost;   /* tokens computed by an expert in the time that it takes to move it */

@@ -33,6 +33,7 @@ typedef struct moe_layer {
     int64_t exposed_ns;  /* waited for copies since this was read */
     int32_t *lane_of;    /* [E] */
     tsr_growing kept;    /* from forward to backward_weight: see moe_rows */
+    double met; /* largest need of passes since it was asked for, over that of even loads */
 } moe_layer;
 
 enum { MOE_PARTS = 2 }; /* of an expert: gate and up, down */
@@ -65,9 +66,17 @@ typedef struct moe_copies {
     int32_t *used;            /* [P] places taken */
 } moe_copies;
 
+/* Byte offsets in a layer's kept memory (x, gate_up) and in the spread's scratch; units U, rows R
+ * as in moe_rows. */
+typedef struct moe_arena {
+    size_t x, gate_up, kept_bytes;
+    size_t copies, h, dy, dh, drow_weight, unit, sum, numbers, scratch_bytes;
+} moe_arena;
+
 /* What the layers of a stage share: one works at a time. */
 struct tsr_moe_spread {
     tsr_device *device; /* borrowed */
+    moe_arena even;     /* if ranks and experts are evenly loaded */
     tsr_dispatch *dispatch;
     int chunks;           /* of a pass's tokens */
     moe_beside *beside;   /* NULL: one chunk, which this thread moves */
@@ -218,17 +227,6 @@ void moe_spread_set_lanes(moe_layer *self);
 /* Lanes and ways of the tokens just routed. Collective. */
 TSR_NODISCARD tsr_status moe_spread_plan(moe_layer *self, const tsr_pass *pass, const moe_saved *at,
                                          void *saved);
-/* Byte offsets in a layer's kept memory (x, gate_up) and in the spread's scratch; units U, rows R
- * as in moe_rows. */
-typedef struct moe_arena {
-    size_t x, gate_up, kept_bytes;
-    size_t copies, h, dy, dh, drow_weight, unit, sum, numbers, scratch_bytes;
-} moe_arena;
-/* Place one more chunk's behind what is in at. */
-void moe_arena_add(moe_arena *at, const tsr_model_config *config, tsr_dtype dtype, int64_t units,
-                   int64_t rows);
-/* Both and what dispatch takes, of all layers of a stage, if ranks, experts are evenly loaded. */
-size_t moe_spread_bytes(const tsr_stage_options *options);
 
 /* One chunk's rows by the last moe_spread_plan(); no communication. */
 TSR_NODISCARD tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, int chunk,
@@ -245,6 +243,17 @@ TSR_NODISCARD tsr_status moe_spread_combine(moe_layer *self, const tsr_pass *pas
                                             const moe_rows *r, const float *base, float *out);
 /* dweight [T,K] from all chunks' r->drow_weight. Collective; nothing may be moving. */
 TSR_NODISCARD tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pass, float *dweight);
+
+/* ---- moe_room.c: memory for what comes ---- */
+
+moe_arena moe_arena_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t units,
+                           int64_t rows);
+/* What the largest rank needs if ranks and experts are evenly loaded. */
+moe_arena moe_room_even(const tsr_stage_options *options);
+/* Memory of all layers of a stage, and of dispatch, for loads as planned. */
+size_t moe_spread_bytes(const tsr_stage_options *options);
+/* A pass needs this much. */
+void moe_room_note(moe_layer *self, const moe_arena *at);
 
 /* The normed input in f32, which the gate reads: saved itself, or converted into work. */
 tsr_status moe_gate_input(const moe_layer *self, const tsr_pass *pass, const moe_saved *at,

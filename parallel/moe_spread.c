@@ -31,6 +31,7 @@ tsr_status tsr_moe_spread_create(const tsr_stage_options *options, tsr_moe_sprea
     spread->chunks = options->dispatch_chunks > 1 ? (int)options->dispatch_chunks : 1;
     TSR_TRY_GOTO(moe_beside_create(options, &spread->beside), err_free);
     dispatch.device = spread->beside != NULL ? spread->beside->device : options->device;
+    spread->even = moe_room_even(options);
     TSR_TRY_GOTO(tsr_dispatch_create(&dispatch, &spread->dispatch), err_free);
     if (options->placement != TSR_PLACEMENT_EP) {
         TSR_TRY_GOTO(moe_copies_create(options, &spread->copies), err_free);
@@ -127,52 +128,6 @@ static tsr_status fetch_choice(const moe_layer *self, const tsr_pass *pass, cons
     return tsr_stream_wait(pass->stream);
 }
 
-void moe_arena_add(moe_arena *at, const tsr_model_config *config, tsr_dtype dtype, int64_t units,
-                   int64_t rows)
-{
-    const size_t element = tsr_dtype_bytes(dtype);
-    const int64_t d = config->hidden_size, f = config->moe_intermediate_size;
-    size_t *kept = &at->kept_bytes, *scratch = &at->scratch_bytes;
-
-    at->x = tsr_place(kept, units * d, element);
-    at->gate_up = tsr_place(kept, rows * 2 * f, element);
-    at->copies = tsr_place(scratch, rows * d, element);
-    at->h = tsr_place(scratch, rows * f, element);
-    at->dy = tsr_place(scratch, rows * d, element);
-    at->dh = tsr_place(scratch, rows * f, element);
-    at->drow_weight = tsr_place(scratch, rows, sizeof(float));
-    at->unit = tsr_place(scratch, units * d, element);
-    at->sum = dtype == TSR_F32 ? at->unit : tsr_place(scratch, units * d, sizeof(float));
-    at->numbers = tsr_place(scratch, units * config->num_experts_per_tok, sizeof(float));
-}
-
-size_t moe_spread_bytes(const tsr_stage_options *options)
-{
-    const tsr_model_config *config = options->config;
-    const int64_t tokens = options->micro_batch * options->seq_len, ranks = options->expert_ranks;
-    const int64_t k = config->num_experts_per_tok, places = config->num_experts / ranks;
-    double missed = 1.0; /* share of the tokens none of whose K experts is on a given rank */
-
-    for (int64_t i = 0; i < k; ++i) {
-        const double left = (double)(config->num_experts - i);
-        missed *= left > (double)places ? 1.0 - (double)places / left : 0.0;
-    }
-    const int64_t chunks = options->dispatch_chunks > 1 ? options->dispatch_chunks : 1;
-    const int64_t units = (int64_t)((double)(tokens * ranks) * (1.0 - missed));
-    moe_arena at = {0};
-
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        /* an expert's rows are padded by half a block in the mean */
-        moe_arena_add(&at, config, options->dtype, units / chunks,
-                      tokens * k / chunks + places * (TSR_ROW_ALIGN - 1) / 2);
-    }
-    /* dispatch gathers what it sends: as many as come */
-    const size_t sent = (size_t)(units * config->hidden_size) * tsr_dtype_bytes(options->dtype);
-
-    return (size_t)tsr_model_moe_layers(config) * tsr_growing_room(at.kept_bytes) +
-           tsr_growing_room(at.scratch_bytes) + tsr_growing_room(sent);
-}
-
 tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, int chunk, moe_rows *rows_out)
 {
     const tsr_dispatch_view v = tsr_dispatch_plan_view(self->plans[chunk]);
@@ -189,6 +144,7 @@ tsr_status moe_spread_rows(moe_layer *self, const tsr_pass *pass, int chunk, moe
     TSR_TRY(tsr_growing_device(self->device, TSR_MEM_ACTIVATIONS, all.kept_bytes, &self->kept));
     TSR_TRY(tsr_growing_device(self->device, TSR_MEM_WORKSPACE, all.scratch_bytes,
                                &self->spread->scratch));
+    moe_room_note(self, &all);
     base = self->kept.memory;
     shared = self->spread->scratch.memory;
     *rows_out = (moe_rows){.chunk = chunk,

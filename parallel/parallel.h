@@ -153,6 +153,8 @@ typedef struct tsr_stage_options {
     int64_t dispatch_chunks; /* parts of a pass's tokens, whose rows travel while the experts work
                                 on another part; their weight gradients are added up part by part,
                                 in ascending order. 0 or 1: all at once */
+    const double *room; /* [L] memory for token copies, over what even loads need, and a quarter
+                           more; NULL, or below 1: 1. Borrowed */
     /* experts beside their owners: */
     tsr_placement_policy placement; /* ep: none, and the rest is not read */
     const tsr_experts_config *copies;
@@ -232,8 +234,23 @@ TSR_NODISCARD tsr_status tsr_stage_deal(tsr_stage *stage);
  */
 void tsr_stage_bias_gates(tsr_stage *stage, const float *bias);
 
-/** Device bytes of activations and scratch such a stage takes; nothing is allocated. Of what grows
- *  with the rows that come to a rank, those of even loads. */
+/**
+ * Fit memory for token copies to options->room as it is now. Between steps.
+ *
+ * Where more comes in a pass, memory grows by then; r times the rows of even loads need at most
+ * r times their memory. Local. Errors: TSR_ERR_NOMEM.
+ */
+TSR_NODISCARD tsr_status tsr_stage_make_room(tsr_stage *stage);
+
+/** Has a pass since then needed more than was made room for? Local. */
+bool tsr_stage_has_outgrown(const tsr_stage *stage);
+
+/** The most that this rank has needed in each layer [L] since the last call, in options->room's
+ *  terms; 0 where nothing came. */
+void tsr_stage_met(tsr_stage *stage, double *ratios_out);
+
+/** Device bytes of activations and scratch such a stage takes; nothing is allocated. What grows
+ *  with the rows that come to a rank is counted for options->room. */
 TSR_NODISCARD tsr_status tsr_stage_bytes(const tsr_stage_options *options, size_t *bytes_out);
 /** Likewise of its slots for copies of experts. */
 void tsr_stage_copies_bytes(const tsr_stage_options *options, size_t *weights_out,

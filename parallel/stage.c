@@ -77,6 +77,7 @@ tsr_status tsr_stage_create(const tsr_stage_options *options, const tsr_weights 
         TSR_TRY_GOTO(tsr_moe_spread_create(options, &stage->spread), err_destroy);
     }
     TSR_TRY_GOTO(create_layers(stage), err_destroy);
+    TSR_TRY_GOTO(tsr_stage_make_room(stage), err_destroy);
     *out = stage;
     return TSR_OK;
 

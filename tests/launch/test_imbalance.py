@@ -51,22 +51,32 @@ def bytes_are_planned():
 
 
 def memory_is_planned():
-    # 2048 tokens a rank: what grows with rows is most of it, and the scratch of matrix products, which no plan
-    # counts (2.4 MB), is less than 3 %; so are lists and the router's bias
+    # lists of the optimizer are not planned for: less than 256 bytes a tensor, of which a rank has 2 x 9 + 3
+    lists = 256 * 21
     sets = ("train.global_batch=32", "data.seq_len=128")
     for more in ((), ("experts.rematerialize=false", "experts.slots=3"), ("precision.compute=bf16",)):
         rows = bench(2, "--load", "even", "--steps", "1", "--policy", "quota", sets=(*sets, *more))
         for name in ("even", "quota"):
             planned, held = rows[name]["planned_memory"], rows[name]["memory"]
-            for part in ("weights", "gradients"):
-                check(abs(held[part] / planned[part] - 1) < 0.001, (name, part, planned, held))
-            check(abs(held["optimizer"] / planned["optimizer"] - 1) < 0.001, (name, planned, held))
-            check(abs(rows[name]["memory_bytes"] / sum(planned.values()) - 1) < 0.03, (name, planned, held))
+            for part in ("weights", "gradients", "optimizer"):
+                check(0 <= held[part] - planned[part] <= lists, (name, part, planned, held))
+            check(0 <= rows[name]["memory_bytes"] - sum(planned.values()) <= 2 * lists, (name, planned, held))
         slots = rows["quota"]["memory"]["weights"] - rows["even"]["memory"]["weights"]
         element, sets_of_slots, count = (2 if "precision.compute=bf16" in more else 4), 1, 4
         if "experts.slots=3" in more:
             sets_of_slots, count = 2, 3
         check(slots == 3 * 128 * 256 * element * sets_of_slots * count, slots)
+
+
+def every_policy_keeps_to_its_plan():
+    # 512 tokens a rank hold 6 MB or more; lists, as above, are 0.1 % of that. Loads stay as they are: those of the
+    # steps before the rounds are all that there is to know
+    for load in ("maxmean:2.5,drift=0,noise=0", "zipf:1,drift=0,noise=0"):
+        rows = bench(4, "--load", load, "--steps", "3", sets=("data.seq_len=64",))
+        for name, row in rows.items():
+            check(row["rounds_outgrown"] == 0 and abs(row["most_off_plan"]) < 0.001, (load, name, row))
+        held = {name: row["memory_bytes"] for name, row in rows.items()}
+        check(held["even"] < held["quota"] < held["fssdp"] < held["ep"] == held["swap"], held)
 
 
 def recorded_loads_are_replayed():
@@ -88,5 +98,6 @@ def bad_words_are_told():
         check(text in told, (words, told[-500:]))
 
 
-TESTS = [every_policy_is_measured, bytes_are_planned, memory_is_planned, recorded_loads_are_replayed, bad_words_are_told]
+TESTS = [every_policy_is_measured, bytes_are_planned, memory_is_planned, every_policy_keeps_to_its_plan,
+         recorded_loads_are_replayed, bad_words_are_told]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])

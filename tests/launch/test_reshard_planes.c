@@ -1,37 +1,12 @@
 /* State of experts between owners on several nodes and planes, which are pretended: each row
  * arrives to the bit, and no byte goes across planes. */
-#include "tests/support/mpi_test.h"
+#include "tests/launch/planes_rig.h"
 
-#include "collectives/mpi_bridge.h"
 #include "launch/reshard.h"
 
 #include <string.h>
 
-enum { PLANES = 2, LAYERS = 2, EXPERTS = 12, WIDTH = 16, EXPERT_WIDTH = 24 };
-
-static const char run_file[] = "[run]\ndir = none\nthreads = 1\n"
-                               "[model]\nfamily = mixtral\nvocab_size = 256\nhidden_size = 16\n"
-                               "num_hidden_layers = 2\nnum_attention_heads = 2\n"
-                               "num_key_value_heads = 1\nhead_dim = 8\nmoe_intermediate_size = 24\n"
-                               "num_experts = 12\nnum_experts_per_tok = 2\nrms_norm_eps = 1e-5\n"
-                               "rope_theta = 10000\n"
-                               "[data]\ntrain = none\nseq_len = 8\n"
-                               "[train]\nglobal_batch = 12\n";
-
-/* The ranks of the test, believed to be two on each node, each on its own plane. */
-static tsr_status open_world(world *w)
-{
-    tsr_comm *all = tsr_test_comm();
-    tsr_seat seats[TSR_TEST_MAX_RANKS] = {{0}};
-
-    for (int r = 0; r < tsr_comm_size(all); ++r) {
-        seats[r] = (tsr_seat){.node = r / PLANES, .plane = r % PLANES};
-    }
-    *w = (world){.has_mpi = true};
-    TSR_TRY(tsr_comm_split(all, 0, tsr_comm_rank(all), &w->comm));
-    tsr_comm_set_seats(w->comm, seats);
-    return TSR_OK;
-}
+enum { WIDTH = 16, EXPERT_WIDTH = 24 };
 
 /* Of each element of the state another number, exact in f32 and in bf16's range. */
 static float value_of(int kind, int param, int64_t at)
@@ -82,26 +57,26 @@ static void count_expected(const int32_t *before, const int32_t *after, double *
     const double expert = 3.0 * 3.0 * WIDTH * EXPERT_WIDTH * sizeof(float);
 
     memset(sums, 0, TSR_LINKS * sizeof *sums);
-    for (int i = 0; i < LAYERS * EXPERTS; ++i) {
+    for (int i = 0; i < RIG_LAYERS * RIG_EXPERTS; ++i) {
         const int from = before[i], to = after[i];
-        const bool other_node = from / PLANES != to / PLANES;
+        const bool other_node = from / RIG_PLANES != to / RIG_PLANES;
 
         sums[TSR_LINK_IN_PLANE] += other_node ? expert : 0.0;
-        sums[TSR_LINK_INTRA_NODE] += from % PLANES != to % PLANES ? expert : 0.0;
+        sums[TSR_LINK_INTRA_NODE] += from % RIG_PLANES != to % RIG_PLANES ? expert : 0.0;
     }
 }
 
 /* Each layer's owners turn by another number of ranks, and back. */
 static tsr_status deal_around(trainer *t, bool has_whole_experts, bool *ok)
 {
-    int32_t before[LAYERS * EXPERTS], after[LAYERS * EXPERTS];
+    int32_t before[RIG_LAYERS * RIG_EXPERTS], after[RIG_LAYERS * RIG_EXPERTS];
     double sums[2][TSR_LINKS], expected[TSR_LINKS];
     reshard_move move;
 
     for (int turn = 1; turn < t->mesh.ep; ++turn) {
         memcpy(before, t->owner, sizeof before);
-        for (int i = 0; i < LAYERS * EXPERTS; ++i) {
-            after[i] = (before[i] + turn + i / EXPERTS) % t->mesh.ep;
+        for (int i = 0; i < RIG_LAYERS * RIG_EXPERTS; ++i) {
+            after[i] = (before[i] + turn + i / RIG_EXPERTS) % t->mesh.ep;
         }
         TSR_TRY(read_bytes(t->w->comm, sums[0]));
         TSR_TRY(reshard_deal(t, after, &move));
@@ -127,7 +102,7 @@ static tsr_status move_between(world *w, int ep, bool *ok)
     trainer t = {0};
 
     (void)snprintf(mesh, sizeof mesh, "parallel.ep=%d", ep);
-    TSR_TRY(settings_read(&s, run_file, "test", keys, 3));
+    TSR_TRY(settings_read(&s, rig_run_file, "test", keys, 3));
     tsr_status st = trainer_create(&t, &s, w);
     st = st != TSR_OK ? st : visit_state(&t, true, ok);
     st = st != TSR_OK ? st : deal_around(&t, ep == tsr_comm_size(w->comm), ok);
@@ -142,7 +117,7 @@ static void rows_keep_to_their_planes(void **state)
     world w;
 
     (void)state;
-    assert_all_ranks(tsr_test_comm(), open_world(&w) == TSR_OK);
+    assert_all_ranks(tsr_test_comm(), rig_open_world(&w) == TSR_OK);
     for (int ep = size; ep > 1;
          --ep) { /* with replicas shards cut experts, and groups span nodes */
         if (size % ep == 0 && move_between(&w, ep, &ok) != TSR_OK) {

@@ -29,3 +29,7 @@ tsr_add_mpi_test(launch.reshard_planes
   SOURCES launch/test_reshard_planes.c
   LIBS tsr_launch
   RANKS 4 6)
+tsr_add_mpi_test(launch.memory
+  SOURCES launch/test_memory.c
+  LIBS tsr_launch
+  RANKS 4)
