@@ -154,7 +154,7 @@ enum { PIECES_PER_RANK = 4, MOST_PIECES = 4096 };
 
 typedef struct batch {
     tsr_sparse *sparse;
-    int most;
+    int64_t most;
     int32_t *begin, *rank; /* of its holding: [most + 1], [2 most] */
     void **memory;         /* [most, RESHARD_KINDS] */
 } batch;
@@ -164,12 +164,12 @@ static tsr_status open_batch(const trainer *t, batch *b)
     const int ranks = tsr_comm_size(t->mesh.dense.flat);
 
     b->most = ranks < MOST_PIECES / PIECES_PER_RANK ? PIECES_PER_RANK * ranks : MOST_PIECES;
-    const tsr_sparse_options options = {.max_chunks = b->most, .max_parts = RESHARD_KINDS};
+    const tsr_sparse_options options = {.max_chunks = (int)b->most, .max_parts = RESHARD_KINDS};
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, b->most + 1, sizeof *b->begin, (void **)&b->begin));
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, 2 * b->most, sizeof *b->rank, (void **)&b->rank));
     TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, RESHARD_KINDS * b->most, sizeof *b->memory,
                                 (void **)&b->memory));
-    for (int i = 0; i <= b->most; ++i) {
+    for (int32_t i = 0; i <= b->most; ++i) {
         b->begin[i] = 2 * i;
     }
     return tsr_sparse_create(t->mesh.dense.flat, NULL, &options, &b->sparse);
@@ -256,11 +256,12 @@ tsr_status reshard_move_rows(const trainer *t, reshard_state *d, const tsr_state
                              int count)
 {
     const tsr_state_slice *first = first_expert(t, slices, count);
-    char *experts[RESHARD_KINDS] = {NULL}; /* a rank without experts gets nothing */
+    char *experts[RESHARD_KINDS];
     batch b = {0};
 
-    for (int kind = 0; kind < RESHARD_KINDS && first != NULL; ++kind) {
-        experts[kind] = reshard_values(first, kind);
+    for (int kind = 0; kind < RESHARD_KINDS; ++kind) {
+        /* a rank without experts gets nothing: any address will do */
+        experts[kind] = first != NULL ? reshard_values(first, kind) : d->block[kind];
     }
     tsr_status st = list_pieces(t, d, slices, (const float *)(const void *)experts[0]);
     st = st != TSR_OK ? st : open_batch(t, &b);
