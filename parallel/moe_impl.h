@@ -246,8 +246,9 @@ TSR_NODISCARD tsr_status moe_spread_weights(moe_layer *self, const tsr_pass *pas
 
 /* ---- moe_room.c: memory for what comes ---- */
 
-moe_arena moe_arena_layout(const tsr_model_config *config, tsr_dtype dtype, int64_t units,
-                           int64_t rows);
+/* Place one more chunk's behind what is in at; units U, rows R as in moe_rows. */
+void moe_arena_add(moe_arena *at, const tsr_model_config *config, tsr_dtype dtype, int64_t units,
+                   int64_t rows);
 /* What the largest rank needs if ranks and experts are evenly loaded. */
 moe_arena moe_room_even(const tsr_stage_options *options);
 /* Memory of all layers of a stage, and of dispatch, for loads as planned. */

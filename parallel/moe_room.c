@@ -95,8 +95,9 @@ static double largest_room(const tsr_stage_options *options)
     return largest;
 }
 
-/* Dispatch gathers what it sends, a chunk at a time. In one stage that is up to K rows a token, whatever the loads,
- * with nothing to spare; in two, what came over the rail goes on, more to and on fuller nodes. */
+/* Dispatch gathers what it sends, a chunk at a time. In one stage that is up to K rows a token,
+ * whatever the loads, with nothing to spare; in two, what came over the rail goes on, more to and
+ * on fuller nodes. */
 static tsr_dispatch_room dispatch_room(const tsr_stage_options *options)
 {
     const tsr_group *group = options->experts;

@@ -205,7 +205,7 @@ static void exchange_sides(tsr_own_gemm_args *p)
     p->n = was.m;
 }
 
-/* Rows up to the last one that is not all zeros, at least one: padding adds nothing to a gradient. */
+/* Rows up to the last that is not all zeros, at least one: padding adds nothing to a gradient. */
 static int64_t filled_rows(const char *x, int64_t rows, size_t row_bytes)
 {
     const char *row = x + (size_t)rows * row_bytes;

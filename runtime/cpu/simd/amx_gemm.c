@@ -1,22 +1,26 @@
 /* The kernels for AMX: blocks of 32 x 32 sums in tiles, over rows of a and packed columns of b.
  *
- * Factors of f32 are three bf16 each, and of their nine products the six larger are added up: what
- * is left out is below 2^-24 of a product (Henry, Tang, Heinecke 2019, arXiv 1904.06376). Sums of
- * CHUNK steps are added up by themselves, so that small terms are not rounded at the size of the
- * whole: errors are below those of f32. A factor that is infinite makes NaN of its products.
+ * Factors of f32 are three bf16 each, and of their nine products the six larger are added up
+ * (Henry, Tang, Heinecke 2019, arXiv 1904.06376): what is left out is below 2^-21 of a product,
+ * some 2^-25 in the mean. Sums of CHUNK steps are added up by themselves, so that small terms are
+ * not rounded at the size of the whole: errors are below those of fused multiply-adds. A factor
+ * that is infinite makes NaN of its products.
  * Rows of bf16 whose elements are neighbours along the sum are read where they lie. */
 #include "runtime/cpu/simd/amx_target.h"
 #include "runtime/cpu/simd/own_gemm.h"
 
-/* Elements of a sum in one pass. Words of b packed at once: 1 MiB, half of a second-level cache.
- * Sums that wait for the next pass: 1 MiB. Steps of tiles. */
+/* Elements of a sum in one pass: few of f32, whose sums go to memory after each chunk of steps of
+ * tiles anyway. Words of b packed at once: 1 MiB, half of a second-level cache. Sums that wait for
+ * the next pass: 1 MiB. Words of rows of a. */
 enum {
-    MOST_ELEMENTS = 1024,
+    MOST_ELEMENTS = 2048,
+    MOST_ELEMENTS_F32 = 512,
+    CHUNK = 4,
     MOST_PACKED = 256 * 1024,
     MOST_SUMS = 256 * 1024,
-    MOST_ROWS = MOST_ELEMENTS / BLOCK * PARTS_F32 * STEP,
-    CHUNK = 4
+    MOST_ROWS = MOST_ELEMENTS / BLOCK * STEP
 };
+_Static_assert(CHUNK *PARTS_F32 *STEP <= MOST_ROWS, "a chunk of f32 fits");
 
 /* `whole` cut into as few equal parts of at most `most` as possible, rounded up to BLOCK */
 static int64_t even_part(int64_t whole, int64_t most)
@@ -26,13 +30,13 @@ static int64_t even_part(int64_t whole, int64_t most)
     return ((whole + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
 }
 
-/* One pass over a part of c: a[m, steps] times the packed b, sums from and to the scratch. */
+/* One pass over a part of c: a[m, elements] times the packed b, sums from and to the scratch. */
 typedef struct pass {
     side a;
     const float *b;
     float *rows, *sums;
     target c;
-    int64_t m, n, steps; /* n: a multiple of BLOCK */
+    int64_t m, n, elements; /* n: a multiple of BLOCK */
     bool is_first, is_last, is_exchanged;
 } pass;
 
@@ -71,7 +75,7 @@ VEC_INLINE void add_parts(amx_factor a, amx_factor b, int64_t steps, bool is_exc
     }
 }
 
-__attribute__((noinline)) static void add_sums(const float *more, float *sums)
+static void add_sums(const float *more, float *sums)
 {
     for (int64_t i = 0; i < BLOCK * BLOCK; i += VEC_N) {
         vec_store(sums + i, vec_load(sums + i) + vec_load(more + i));
@@ -96,11 +100,11 @@ static void fetch_rows(const side *a, int64_t elements, int64_t share, int64_t s
  * first-level cache. */
 static void multiply_chunks(const pass *p, side a, int64_t rows, float *sums)
 {
-    const int64_t steps = (p->steps + BLOCK - 1) / BLOCK, step = PARTS_F32 * STEP;
+    const int64_t steps = (p->elements + BLOCK - 1) / BLOCK, step = PARTS_F32 * STEP;
     float more[BLOCK * BLOCK] __attribute__((aligned(64)));
 
     for (int64_t at = 0; at < steps; at += CHUNK) {
-        const int64_t now = least(CHUNK, steps - at), left = p->steps - at * BLOCK;
+        const int64_t now = least(CHUNK, steps - at), left = p->elements - at * BLOCK;
         const bool is_end = left <= CHUNK * BLOCK;
         side next = a; /* the same rows further on, or the next ones */
 
@@ -109,7 +113,7 @@ static void multiply_chunks(const pass *p, side a, int64_t rows, float *sums)
         next.at = is_end ? next.at + BLOCK * a.outer - at * BLOCK * a.along : a.at;
         for (int64_t j = 0; j < p->n; j += BLOCK) {
             const amx_factor b = {p->b + (j / BLOCK * steps + at) * step, BLOCK, step};
-            const amx_factor rows_of = {p->rows, AMX_WORDS, step};
+            const amx_factor packed = {p->rows, AMX_WORDS, step};
             float *to = p->is_first && at == 0 ? sums + j * BLOCK : more;
 
             if (!is_end || rows >= 2 * BLOCK) {
@@ -117,9 +121,9 @@ static void multiply_chunks(const pass *p, side a, int64_t rows, float *sums)
             }
             amx_zero();
             if (p->is_exchanged) {
-                add_parts(rows_of, b, now, true);
+                add_parts(packed, b, now, true);
             } else {
-                add_parts(rows_of, b, now, false);
+                add_parts(packed, b, now, false);
             }
             amx_store(to, BLOCK);
             if (to == more) {
@@ -153,9 +157,9 @@ static void multiply_rows_f32(const pass *p, int64_t i)
 
 static void multiply_rows_bf16(const pass *p, int64_t i)
 {
-    const int64_t steps = (p->steps + BLOCK - 1) / BLOCK;
+    const int64_t steps = (p->elements + BLOCK - 1) / BLOCK;
     const bool in_place = p->a.along == p->a.element && p->m - i >= BLOCK &&
-                          p->steps % BLOCK == 0 && p->a.outer % (int64_t)sizeof(float) == 0;
+                          p->elements % BLOCK == 0 && p->a.outer % (int64_t)sizeof(float) == 0;
     const bool is_alone = p->is_first && p->is_last, fetches = in_place && p->m - i >= 2 * BLOCK;
     amx_factor rows = {p->rows, AMX_WORDS, STEP};
     side a = p->a, next = p->a;
@@ -166,13 +170,13 @@ static void multiply_rows_bf16(const pass *p, int64_t i)
         rows = (amx_factor){(const float *)(const void *)a.at, a.outer / (int64_t)sizeof(float),
                             AMX_WORDS};
     } else {
-        pack_rows_of(1, &a, p->m - i, p->steps, p->rows);
+        pack_rows_of(1, &a, p->m - i, p->elements, p->rows);
     }
     for (int64_t j = 0; j < p->n; j += BLOCK) {
         float *sums = p->sums + (is_alone ? 0 : i * p->n + j * BLOCK);
 
         if (fetches) {
-            fetch_rows(&next, p->steps, j / BLOCK, p->n / BLOCK);
+            fetch_rows(&next, p->elements, j / BLOCK, p->n / BLOCK);
         }
         if (p->is_first) {
             amx_zero();
@@ -210,17 +214,17 @@ static side part_of(const tsr_gemm_side *whole, int64_t element, int64_t i, int6
 VEC_INLINE void run(int parts, const tsr_own_gemm_args *args, float *packed)
 {
     const int64_t element = parts == 1 ? sizeof(tsr_bf16) : sizeof(float);
-    const int64_t steps = even_part(args->k, MOST_ELEMENTS);
-    const int64_t most_columns = least(2 * MOST_PACKED / (parts * steps), MOST_SUMS / BLOCK);
+    const int64_t deep = even_part(args->k, parts == 1 ? MOST_ELEMENTS : MOST_ELEMENTS_F32);
+    const int64_t most_columns = least(2 * MOST_PACKED / (parts * deep), MOST_SUMS / BLOCK);
     const int64_t columns = even_part(args->n, most_columns / BLOCK * BLOCK);
-    const int64_t rows = steps >= args->k ? args->m : MOST_SUMS / columns / BLOCK * BLOCK;
+    const int64_t rows = deep >= args->k ? args->m : MOST_SUMS / columns / BLOCK * BLOCK;
 
     amx_begin();
     for (int64_t j = 0; j < args->n; j += columns) {
         const int64_t wide = least(columns, args->n - j);
 
         for (int64_t i = 0; i < args->m; i += rows) {
-            for (int64_t r = 0; r < args->k; r += steps) {
+            for (int64_t r = 0; r < args->k; r += deep) {
                 const side b = part_of(&args->b, element, j, r);
                 pass p = {.a = part_of(&args->a, element, i, r),
                           .b = packed,
@@ -229,14 +233,14 @@ VEC_INLINE void run(int parts, const tsr_own_gemm_args *args, float *packed)
                           .c = target_of(args, i, j),
                           .m = least(rows, args->m - i),
                           .n = (wide + BLOCK - 1) / BLOCK * BLOCK,
-                          .steps = least(steps, args->k - r),
+                          .elements = least(deep, args->k - r),
                           .is_first = r == 0,
-                          .is_last = r + steps >= args->k,
+                          .is_last = r + deep >= args->k,
                           .is_exchanged = args->is_exchanged};
 
                 p.c.rows = p.m;
                 p.c.columns = wide;
-                pack_columns_of(parts, &b, wide, p.steps, packed);
+                pack_columns_of(parts, &b, wide, p.elements, packed);
                 for (int64_t row = 0; row < p.m; row += BLOCK) {
                     (parts == 1 ? multiply_rows_bf16 : multiply_rows_f32)(&p, row);
                 }

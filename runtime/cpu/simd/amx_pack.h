@@ -68,8 +68,8 @@ VEC_INLINE vec upper_halves(__m512i low, __m512i high)
     return (vec)_mm512_permutex2var_epi16(low, index, high);
 }
 
-/* The next part of *v, of 8 bits of it, in the upper halves of its lanes; *v keeps the rest. What is
- * cut off keeps its sign, NaN stays NaN and the last part is exact. */
+/* The next part of *v, 8 bits of it, in the upper halves of the lanes; *v keeps the rest. Cut off,
+ * not rounded: so nothing overflows, NaN stays NaN, and the last part is exact. */
 VEC_INLINE __m512i split(vec *v)
 {
     const __m512i part = _mm512_and_si512((__m512i)*v, _mm512_set1_epi32(-0x10000));
@@ -81,21 +81,21 @@ VEC_INLINE __m512i split(vec *v)
 /* Steps r and r + 1 of 32 lanes of a side whose lanes are neighbours in memory, in words: of the
  * first 16 lanes and of the last, part after part. */
 VEC_INLINE void load_pairs(int parts, const side *s, int64_t i, int64_t lanes, int64_t r,
-                           int64_t steps, vec word[PARTS_F32][2])
+                           int64_t elements, vec word[PARTS_F32][2])
 {
     if (parts == 1) {
         const __mmask32 mask = first_halves(lanes);
 
-        pair_halves(load_halves(element_at(s, i, r), r < steps ? mask : 0),
-                    load_halves(element_at(s, i, r + 1), r + 1 < steps ? mask : 0), word[0]);
+        pair_halves(load_halves(element_at(s, i, r), r < elements ? mask : 0),
+                    load_halves(element_at(s, i, r + 1), r + 1 < elements ? mask : 0), word[0]);
         return;
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         const __mmask16 mask = first_lanes(lanes - half * VEC_N);
         const int64_t at = i + half * VEC_N;
-        vec even = load_lanes(element_at(s, at, r), r < steps ? mask : 0);
-        vec odd = load_lanes(element_at(s, at, r + 1), r + 1 < steps ? mask : 0);
+        vec even = load_lanes(element_at(s, at, r), r < elements ? mask : 0);
+        vec odd = load_lanes(element_at(s, at, r + 1), r + 1 < elements ? mask : 0);
 
 #pragma GCC unroll 3
         for (int part = 0; part < parts; ++part) {
@@ -107,19 +107,20 @@ VEC_INLINE void load_pairs(int parts, const side *s, int64_t i, int64_t lanes, i
 }
 
 /* 16 words of one lane of a side whose elements are neighbours along the sum, part after part. */
-VEC_INLINE void load_words(int parts, const side *s, int64_t i, int64_t r, int64_t steps,
+VEC_INLINE void load_words(int parts, const side *s, int64_t i, int64_t r, int64_t elements,
                            vec word[PARTS_F32])
 {
     const void *from = element_at(s, i, r);
-    const bool is_whole = steps - r >= BLOCK;
+    const bool is_whole = elements - r >= BLOCK;
 
     if (parts == 1) {
-        word[0] = (vec)load_halves(from, is_whole ? 0xffffffffu : first_halves(steps - r));
+        word[0] = (vec)load_halves(from, is_whole ? 0xffffffffu : first_halves(elements - r));
         return;
     }
-    vec low = is_whole ? vec_load(from) : load_lanes(from, first_lanes(steps - r));
-    vec high = is_whole ? vec_load((const float *)from + VEC_N)
-                        : load_lanes((const float *)from + VEC_N, first_lanes(steps - r - VEC_N));
+    vec low = is_whole ? vec_load(from) : load_lanes(from, first_lanes(elements - r));
+    vec high = is_whole
+                   ? vec_load((const float *)from + VEC_N)
+                   : load_lanes((const float *)from + VEC_N, first_lanes(elements - r - VEC_N));
 #pragma GCC unroll 3
     for (int part = 0; part < parts; ++part) {
         word[part] = upper_halves(split(&low), split(&high));
@@ -128,13 +129,13 @@ VEC_INLINE void load_words(int parts, const side *s, int64_t i, int64_t r, int64
 
 /* The same of 16 lanes from i on, turned: 16 lanes of each word. */
 VEC_INLINE void load_columns(int parts, const side *s, int64_t i, int64_t lanes, int64_t r,
-                             int64_t steps, vec square[PARTS_F32][VEC_N])
+                             int64_t elements, vec square[PARTS_F32][VEC_N])
 {
     for (int lane = 0; lane < VEC_N; ++lane) {
         vec word[PARTS_F32] = {0};
 
         if (lane < lanes) {
-            load_words(parts, s, i + lane, r, steps, word);
+            load_words(parts, s, i + lane, r, elements, word);
         }
 #pragma GCC unroll 3
         for (int part = 0; part < parts; ++part) {
@@ -147,11 +148,11 @@ VEC_INLINE void load_columns(int parts, const side *s, int64_t i, int64_t lanes,
     }
 }
 
-/* b in blocks of 32 columns of all steps. */
-VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64_t steps,
+/* b in blocks of 32 columns. */
+VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64_t elements,
                                 float *out)
 {
-    const int64_t count = (steps + BLOCK - 1) / BLOCK; /* steps of tiles */
+    const int64_t count = (elements + BLOCK - 1) / BLOCK; /* steps of tiles */
 
     if (b->outer == b->element) { /* in the order of memory */
         for (int64_t r = 0; r < count * BLOCK; r += 2) {
@@ -166,7 +167,7 @@ VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64
                     __builtin_prefetch(element_at(b, j + VEC_N, r + AHEAD));
                     __builtin_prefetch(element_at(b, j + VEC_N, r + AHEAD + 1));
                 }
-                load_pairs(parts, b, j, columns - j, r, steps, word);
+                load_pairs(parts, b, j, columns - j, r, elements, word);
 #pragma GCC unroll 3
                 for (int part = 0; part < parts; ++part) {
                     vec_store(to + part * STEP, word[part][0]);
@@ -181,7 +182,7 @@ VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64
             float *to = out + (j / BLOCK * count + step) * parts * STEP + j % BLOCK;
             vec square[PARTS_F32][VEC_N];
 
-            load_columns(parts, b, j, columns - j, step * BLOCK, steps, square);
+            load_columns(parts, b, j, columns - j, step * BLOCK, elements, square);
 #pragma GCC unroll 3
             for (int part = 0; part < parts; ++part) {
 #pragma GCC unroll 16
@@ -194,16 +195,17 @@ VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64
 }
 
 /* Rows of a whose elements are neighbours along the sum. */
-VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t steps, float *out)
+VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t elements,
+                                float *out)
 {
     for (int64_t i = 0; i < BLOCK; ++i) {
         float *to = out + i * AMX_WORDS;
 
-        for (int64_t r = 0; r < steps; r += BLOCK, to += parts * STEP) {
+        for (int64_t r = 0; r < elements; r += BLOCK, to += parts * STEP) {
             vec word[PARTS_F32] = {0};
 
             if (i < rows) {
-                load_words(parts, a, i, r, steps, word);
+                load_words(parts, a, i, r, elements, word);
             }
 #pragma GCC unroll 3
             for (int part = 0; part < parts; ++part) {
@@ -213,21 +215,21 @@ VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t 
     }
 }
 
-/* 32 rows of a, of which `rows` are there, of all steps. */
-VEC_INLINE void pack_rows_of(int parts, const side *a, int64_t rows, int64_t steps, float *out)
+/* 32 rows of a, of which `rows` are there,. */
+VEC_INLINE void pack_rows_of(int parts, const side *a, int64_t rows, int64_t elements, float *out)
 {
     if (a->along == a->element) {
-        pack_rows_along(parts, a, rows, steps, out);
+        pack_rows_along(parts, a, rows, elements, out);
         return;
     }
-    for (int64_t r = 0; r < steps; r += BLOCK, out += parts * STEP) {
+    for (int64_t r = 0; r < elements; r += BLOCK, out += parts * STEP) {
         vec square[2][PARTS_F32][VEC_N];
 
 #pragma GCC unroll 16
         for (int pair = 0; pair < VEC_N; ++pair) {
             vec word[PARTS_F32][2];
 
-            load_pairs(parts, a, 0, rows, r + 2 * pair, steps, word);
+            load_pairs(parts, a, 0, rows, r + 2 * pair, elements, word);
 #pragma GCC unroll 3
             for (int part = 0; part < parts; ++part) {
                 square[0][part][pair] = word[part][0];

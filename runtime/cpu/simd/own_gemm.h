@@ -28,8 +28,8 @@ typedef struct tsr_gemm_side {
  * c(i, j) (+)= sum over r of a(i, r) b(j, r).
  *
  * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b, set is_exchanged, and every
- * bit stays. Which side is b decides the speed only: it is packed. A sum is taken in f32, in the order of r, and
- * then added to c: neither m nor n nor the way they are cut changes a result.
+ * bit stays. Which side is b decides the speed only: it is packed. A sum is taken in f32, in an
+ * order that k gives, and then added to c: neither m nor n nor the way they are cut changes it.
  */
 typedef struct tsr_own_gemm_args {
     tsr_gemm_side a, b; /* [m, k], [n, k] */
