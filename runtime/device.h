@@ -3,8 +3,8 @@
  * Everything above this table is written as if the device were far away: memory is moved by
  * tsr_device_copy(), operators are queued on a stream, results are read after a wait. The `cpu`
  * device runs each call before it returns. Names: `cpu` (the best vector unit found),
- * `cpu:generic`, `cpu:avx2`, `cpu:avx512`, `cpu:avx512bf16` (multiplies bf16), `cpu:amx` (bf16 by
- * tiles), and `cpu:plain`, the readable twin of every operator, used as oracle. */
+ * `cpu:generic`, `cpu:avx2`, `cpu:avx512`, `cpu:avx512bf16` (multiplies bf16), `cpu:amx`
+ * (multiplies in tiles), and `cpu:plain`, the readable twin of every operator, used as oracle. */
 #ifndef TSR_RUNTIME_DEVICE_H
 #define TSR_RUNTIME_DEVICE_H
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -34,18 +35,17 @@ static bool has_avx512bf16(void)
     return has_avx512() && has_bf16();
 }
 
-/* The kernel lets a process use the large registers only after it has asked for them. */
+/* Asked of the processor itself: not all compilers know the names. And Linux (5.16) lets a process
+ * use the large registers only after it has asked for them. */
 static bool has_amx(void)
 {
-#if defined(SYS_arch_prctl) && defined(__linux__)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
 
-    return has_avx512bf16() && __builtin_cpu_supports("amx-tile") &&
-           __builtin_cpu_supports("amx-bf16") &&
+    return has_avx512bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+           (edx & AMX_BF16) != 0 && (edx & AMX_TILE) != 0 &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-#else
-    return false;
-#endif
 }
 #else
 static bool has_bf16(void)
@@ -82,7 +82,8 @@ static tsr_status find_variant(const char *name, const struct variant **out)
                 return TSR_OK;
             }
             TSR_CHECK(is_alias, TSR_ERR_UNSUPPORTED,
-                      "device = %s: this processor lacks the instructions, use cpu", name);
+                      "device = %s: this processor or kernel lacks the instructions, use cpu",
+                      name);
         }
     }
     TSR_CHECK(strcmp(name, "cpu:avx2") != 0 && strncmp(name, "cpu:avx512", 10) != 0 &&

@@ -23,6 +23,8 @@ target_sources(tsr_runtime PRIVATE
   cpu/plain/table.c
   cpu/plain/vectors.c)
 
+include(CheckCCompilerFlag)
+
 # Vector kernels: each file is compiled once per instruction set, with TSR_ISA set to its name;
 # for amx only those of TSR_AMX_SOURCES, the others are avx512bf16's.
 set(TSR_SIMD_SOURCES
@@ -61,6 +63,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
   tsr_add_simd(avx512 "${TSR_SIMD_SOURCES}" ${avx512})
   tsr_add_simd(avx512bf16 "${TSR_SIMD_SOURCES}" ${avx512} -mavx512bf16)
+  check_c_compiler_flag(-mamx-bf16 TSR_COMPILER_HAS_AMX)
+  if(NOT TSR_COMPILER_HAS_AMX)
+    message(FATAL_ERROR "the C compiler must know -mamx-bf16: GCC >= 11 or clang >= 11")
+  endif()
   tsr_add_simd(amx "${TSR_AMX_SOURCES}" ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
   target_sources(tsr_simd_avx512 PRIVATE cpu/simd/gemm_f32.c) # serves avx512bf16 too
 endif()

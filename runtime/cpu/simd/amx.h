@@ -2,17 +2,23 @@
  *
  * A tile is 16 rows of 64 bytes. Factors are made of 32-bit words, each a pair of bf16 along the
  * summed index, as in attention_tile.h: a left factor is packed by rows, a right one by columns.
- * Sums are f32, and taken in the order of the words. */
+ * Sums are f32: of 16 words in the instruction's own order, then one 16 after the other. Numbers
+ * below 2^-126 count as zeros. */
 #ifndef TSR_RUNTIME_CPU_AMX_H
 #define TSR_RUNTIME_CPU_AMX_H
 
 #include "runtime/cpu/simd/vec.h"
 
-#include <stdbool.h>
-
 #if defined(__AMX_BF16__) /* compiled for nothing else; so that the header still stands alone */
 
 enum { AMX_ROWS = 16, AMX_WORDS = 16, AMX_BLOCK = 2 * AMX_ROWS };
+
+/* Before tiles are loaded: to the compiler the instructions read registers only, and stores of what
+ * they load might be put behind them. */
+VEC_INLINE void amx_after_stores(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
 
 /* All eight tiles of the calling thread are full ones. oneDNN sets its own in the same thread. */
 VEC_INLINE void amx_begin(void)
@@ -27,6 +33,7 @@ VEC_INLINE void amx_begin(void)
         config.row_bytes[i] = AMX_WORDS * sizeof(float);
         config.rows[i] = AMX_ROWS;
     }
+    amx_after_stores();
     _tile_loadconfig(&config);
 }
 
@@ -48,6 +55,7 @@ VEC_INLINE void amx_load(const float *c, int64_t row)
 {
     const size_t bytes = (size_t)row * sizeof *c;
 
+    amx_after_stores();
     _tile_loadd(0, c, bytes);
     _tile_loadd(1, c + AMX_WORDS, bytes);
     _tile_loadd(2, c + AMX_ROWS * row, bytes);
@@ -73,12 +81,14 @@ typedef struct amx_factor {
 
 VEC_INLINE void amx_load_a(const float *a, int64_t row)
 {
+    amx_after_stores();
     _tile_loadd(4, a, (size_t)row * sizeof *a);
     _tile_loadd(5, a + AMX_ROWS * row, (size_t)row * sizeof *a);
 }
 
 VEC_INLINE void amx_load_b(const float *b, int64_t row)
 {
+    amx_after_stores();
     _tile_loadd(6, b, (size_t)row * sizeof *b);
     _tile_loadd(7, b + AMX_WORDS, (size_t)row * sizeof *b);
 }

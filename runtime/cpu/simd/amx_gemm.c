@@ -1,10 +1,11 @@
 /* The kernels for AMX: blocks of 32 x 32 sums in tiles, over rows of a and packed columns of b.
  *
  * Factors of f32 are three bf16 each, and of their nine products the six larger are added up
- * (Henry, Tang, Heinecke 2019, arXiv 1904.06376): what is left out is below 2^-21 of a product,
- * some 2^-25 in the mean. Sums of CHUNK steps are added up by themselves, so that small terms are
- * not rounded at the size of the whole: errors are below those of fused multiply-adds. A factor
- * that is infinite makes NaN of its products.
+ * (Henry, Tang, Heinecke 2019, arXiv 1904.06376): what is left out is below 2^-25 of a product.
+ * Sums of CHUNK steps are added up by themselves, so that small terms are not rounded at the size
+ * of the whole: from some 16 terms on, errors are below those of fused multiply-adds. What differs:
+ * a factor that is infinite or above 3.39e38 makes NaN of its products, and parts and products
+ * below 2^-126 are lost, so that factors below 2^-110 lose digits.
  * Rows of bf16 whose elements are neighbours along the sum are read where they lie. */
 #include "runtime/cpu/simd/amx_target.h"
 #include "runtime/cpu/simd/own_gemm.h"

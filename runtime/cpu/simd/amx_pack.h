@@ -9,6 +9,8 @@
 #include "runtime/cpu/simd/amx.h"
 #include "runtime/cpu/simd/lanes.h"
 
+#include <stdbool.h>
+
 #if defined(__AMX_BF16__) /* compiled for nothing else; so that the header still stands alone */
 
 enum {
@@ -68,14 +70,16 @@ VEC_INLINE vec upper_halves(__m512i low, __m512i high)
     return (vec)_mm512_permutex2var_epi16(low, index, high);
 }
 
-/* The next part of *v, 8 bits of it, in the upper halves of the lanes; *v keeps the rest. Cut off,
- * not rounded: so nothing overflows, NaN stays NaN, and the last part is exact. */
-VEC_INLINE __m512i split(vec *v)
+/* The next part of *v in the upper halves of the lanes: 8 bits of it, to the nearest; *v keeps the
+ * rest. The last part takes what there is, exactly; it also keeps a NaN that rounding made 0. */
+VEC_INLINE __m512i split(int part, vec *v)
 {
-    const __m512i part = _mm512_and_si512((__m512i)*v, _mm512_set1_epi32(-0x10000));
+    const __m512i half = _mm512_set1_epi32(part < PARTS_F32 - 1 ? 0x8000 : 0);
+    const __m512i bits =
+        _mm512_and_si512(_mm512_add_epi32((__m512i)*v, half), _mm512_set1_epi32(-0x10000));
 
-    *v -= (vec)part;
-    return part;
+    *v -= (vec)bits;
+    return bits;
 }
 
 /* Steps r and r + 1 of 32 lanes of a side whose lanes are neighbours in memory, in words: of the
@@ -99,9 +103,9 @@ VEC_INLINE void load_pairs(int parts, const side *s, int64_t i, int64_t lanes, i
 
 #pragma GCC unroll 3
         for (int part = 0; part < parts; ++part) {
-            const __m512i low = _mm512_srli_epi32(split(&even), 16);
+            const __m512i low = _mm512_srli_epi32(split(part, &even), 16);
 
-            word[part][half] = (vec)_mm512_or_si512(low, split(&odd));
+            word[part][half] = (vec)_mm512_or_si512(low, split(part, &odd));
         }
     }
 }
@@ -123,7 +127,7 @@ VEC_INLINE void load_words(int parts, const side *s, int64_t i, int64_t r, int64
                    : load_lanes((const float *)from + VEC_N, first_lanes(elements - r - VEC_N));
 #pragma GCC unroll 3
     for (int part = 0; part < parts; ++part) {
-        word[part] = upper_halves(split(&low), split(&high));
+        word[part] = upper_halves(split(part, &low), split(part, &high));
     }
 }
 
@@ -215,7 +219,7 @@ VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t 
     }
 }
 
-/* 32 rows of a, of which `rows` are there,. */
+/* 32 rows of a, of which `rows` are there. */
 VEC_INLINE void pack_rows_of(int parts, const side *a, int64_t rows, int64_t elements, float *out)
 {
     if (a->along == a->element) {

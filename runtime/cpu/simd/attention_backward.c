@@ -18,7 +18,7 @@ typedef struct query_stats {
 } query_stats;
 
 /* The p and ds of `pack` keys from their scores and dp, into scratch, for queries from column
- * `first` on; key `row` is seen from column `seen` on. ds_columns are cleared before. */
+ * `first` on; key `row` is seen from column `seen` on. Left of `first`, ds_columns are cleared. */
 VEC_INLINE void gradient_rows(int pack, const attention_scratch *s, const float *scores,
                               const float *dp, int64_t row, int64_t first, int64_t seen,
                               int64_t columns, const query_stats *stats)

@@ -22,16 +22,19 @@
 #define MULTIPLY_ADD_PAIRS(sum, a, b) ((sum) + (a) * (b)) /* never reached */
 #endif
 
+enum {
+    SUM_ROWS = 4,
+    SUM_VECTORS = VEC_N == 16 ? 4 : 2 /* SUM_ROWS x this many sums fit the registers */
+};
+
 #if defined(__AMX_BF16__)
-enum { STRIP = AMX_BLOCK, GRAIN = AMX_BLOCK };
+enum { STRIP = AMX_BLOCK, GRAIN = AMX_BLOCK, LEAST_PACK = 2 };
 #else
-enum { STRIP = 4, GRAIN = VEC_N };
+enum { STRIP = SUM_ROWS, GRAIN = VEC_N, LEAST_PACK = 1 };
 #endif
 
 enum {
     TILE = 64, /* a multiple of STRIP and of GRAIN, of which columns of products are multiples */
-    SUM_ROWS = 4,
-    SUM_VECTORS = VEC_N == 16 ? 4 : 2 /* SUM_ROWS x this many sums fit the registers */
 };
 
 /* One thread's scratch. Sizes in words; offsets are multiples of 16. */
@@ -64,10 +67,10 @@ VEC_INLINE int64_t larger(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-/* Elements in a word of these tensors. */
+/* Elements in a word of these tensors. On AMX there are only pairs. */
 VEC_INLINE int pack_of(const tsr_attention_args *args)
 {
-    return args->dtype == TSR_BF16 ? BF16_PACK : 1;
+    return args->dtype == TSR_BF16 ? BF16_PACK : LEAST_PACK;
 }
 
 /* Bytes that one thread needs for these sizes, in either direction. */
@@ -311,11 +314,11 @@ VEC_INLINE void strip_panel(int pack, int vectors, matrix a, matrix b, int64_t w
 }
 
 /* c[STRIP, columns] (+)= a[STRIP, depth] b[depth, columns]; depth in elements, columns a multiple
- * of GRAIN. */
+ * of GRAIN. Between products_begin() and products_end(), which a thread calls. */
+#if defined(__AMX_BF16__)
 VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matrix c,
                               int64_t columns, bool add)
 {
-#if defined(__AMX_BF16__)
     const int64_t steps = (depth + AMX_BLOCK - 1) / AMX_BLOCK;
 
     (void)pack;
@@ -329,7 +332,21 @@ VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matri
                 (amx_factor){b.at + col, b.row, AMX_WORDS * b.row}, steps);
         amx_store(c.at + col, c.row);
     }
+}
+
+VEC_INLINE void products_begin(void)
+{
+    amx_begin();
+}
+
+VEC_INLINE void products_end(void)
+{
+    amx_end();
+}
 #else
+VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matrix c,
+                              int64_t columns, bool add)
+{
     const int64_t words = (depth + pack - 1) / pack;
     float *const end = c.at + columns;
 
@@ -346,22 +363,15 @@ VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matri
     if (c.at < end) {
         strip_panel(pack, 1, a, b, words, c, add);
     }
-#endif
 }
 
-/* Before and after the products of a thread. */
 VEC_INLINE void products_begin(void)
 {
-#if defined(__AMX_BF16__)
-    amx_begin();
-#endif
 }
 
 VEC_INLINE void products_end(void)
 {
-#if defined(__AMX_BF16__)
-    amx_end();
-#endif
 }
+#endif
 
 #endif

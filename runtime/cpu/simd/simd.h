@@ -1,6 +1,6 @@
 /* Vector kernels of the cpu device. Each file of this folder is compiled once per instruction set
- * (generic, avx2, avx512, avx512bf16) with TSR_ISA set to its name; TSR_SIMD(f) is
- * tsr_<isa>_f.
+ * (generic, avx2, avx512, avx512bf16; attention for amx too) with TSR_ISA set to its name, but for
+ * the kernels of own_gemm.h; TSR_SIMD(f) is tsr_<isa>_f.
  *
  * Kernels are written with GCC vector types and plain loops, not with intrinsics of one machine,
  * except inside `#if`-ed headers of their own. They have the signature of the device table and get

@@ -1,4 +1,4 @@
-/* cpu:amx is cpu:avx512bf16 but for attention and products of bf16. */
+/* cpu:amx is cpu:avx512bf16 but for attention of bf16 and for products. */
 #include "runtime/cpu/cpu_impl.h"
 #include "runtime/cpu/simd/simd.h"
 
