@@ -3,7 +3,7 @@
  * Factors of f32 are three bf16 each, and of their nine products the six larger are added up
  * (Henry, Tang, Heinecke 2019, arXiv 1904.06376): what is left out is below 2^-25 of a product.
  * Sums of CHUNK steps are added up by themselves, so that small terms are not rounded at the size
- * of the whole: from some 16 terms on, errors are below those of fused multiply-adds. What differs:
+ * of the whole: from two terms on, errors are below those of fused multiply-adds. What differs:
  * a factor that is infinite or above 3.39e38 makes NaN of its products, and parts and products
  * below 2^-126 are lost, so that factors below 2^-110 lose digits.
  * Rows of bf16 whose elements are neighbours along the sum are read where they lie. */
