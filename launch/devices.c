@@ -4,6 +4,18 @@
 #include <string.h>
 #include <unistd.h>
 
+/* The best instruction set, or that of TESSERA_CPU: generic, avx2, avx512, avx512bf16, amx. */
+static void name_cpu(char name[static 32])
+{
+    const char *chosen = getenv("TESSERA_CPU");
+
+    if (chosen == NULL || chosen[0] == '\0') {
+        (void)snprintf(name, 32, "cpu");
+    } else {
+        (void)snprintf(name, 32, "cpu:%.27s", chosen);
+    }
+}
+
 /* Which GPU: each rank of a machine its own. TESSERA_CUDA=emulated runs tests where there is none,
  * TESSERA_CUDA=cuda:N puts all ranks on GPU N, which shows that several work where there is one. */
 static void name_gpu(const world *w, char name[static 32])
@@ -55,11 +67,13 @@ static tsr_status search_environment(void)
 
 tsr_status devices_open(device_choice choice, const world *w, int threads, tsr_device **out)
 {
-    char name[32] = "cpu";
+    char name[32];
 
     if (choice == DEVICE_CUDA || (choice == DEVICE_AUTO && has_gpu())) {
         name_gpu(w, name);
         TSR_TRY(search_environment());
+    } else {
+        name_cpu(name);
     }
     return tsr_device_open(name, threads, out);
 }

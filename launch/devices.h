@@ -10,7 +10,8 @@ typedef enum device_choice {
     DEVICE_CUDA /* GPU number = place of the rank on its node */
 } device_choice;
 
-/** Open this rank's device. Errors: those of tsr_device_open(). */
+/** Open this rank's device; TESSERA_CPU and TESSERA_CUDA say which. Errors: those of
+ *  tsr_device_open(). */
 TSR_NODISCARD tsr_status devices_open(device_choice choice, const world *w, int threads,
                                       tsr_device **out);
 

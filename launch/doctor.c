@@ -98,7 +98,7 @@ static tsr_status report_rank(const world *w, rank_report *mine)
     TSR_TRY(world_thread_share(w, &mine->threads));
     mine->memory_bytes = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     mine->free_bytes = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    TSR_TRY(tsr_device_open("cpu", mine->threads, &device));
+    TSR_TRY(devices_open(DEVICE_CPU, w, mine->threads, &device));
     (void)snprintf(mine->device, sizeof mine->device, "%.24s, %.128s", tsr_device_name(device),
                    tsr_device_description(device));
     mine->has_fast_bf16 = tsr_device_has_fast_bf16(device);

@@ -132,6 +132,14 @@ def steps_allocate_nothing():
             check(json.loads(done.stdout)["allocations"] == 0, done.stdout)
 
 
+def instruction_sets_are_chosen_by_name():
+    with Folder() as folder:
+        for name in ("generic", "plain"):
+            done = run(folder, 0, "bench", "step", "run.ini", "--steps", "1", "--json", env={"TESSERA_CPU": name})
+            check(json.loads(done.stdout)["device"] == f"cpu:{name}", done.stdout + done.stderr)
+        fails(run(folder, 0, "train", "run.ini", env={"TESSERA_CPU": "sse"}), 2, "cpu:sse", "cpu:avx512bf16", "cpu:amx")
+
+
 def generation_repeats():
     with Folder() as folder:
         train(folder, 0)
@@ -158,5 +166,6 @@ def program_starts_with_few_libraries():
 TESTS = [help_names_everything, version_names_libraries, usage_errors, run_file_errors_come_all_at_once,
          resolved_configuration_reads_back, dry_run_plans_and_leaves_nothing, lone_copies_are_refused,
          existing_checkpoints_are_not_overwritten, json_is_alone_on_stdout, steps_allocate_nothing, generation_repeats,
+         instruction_sets_are_chosen_by_name,
          program_starts_with_few_libraries]
 main([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]])
