@@ -118,6 +118,10 @@ static tsr_status read_settings(const cli_values *values, world *w, settings *s,
     TSR_CHECK(values->positional_count == 2, TSR_ERR_ARG, "bench step: missing RUN.ini");
     TSR_TRY(cli_get_int(&cli_bench, values, "steps", 1, MAX_STEPS, 8, steps));
     TSR_TRY(settings_read_file(s, w->comm, values->positional[1], values->set, values->set_count));
+    if (s->optim.lr > held_lr) {
+        tsr_log(TSR_LOG_INFO, "optim.lr = %g is held at %g: tokens are random", s->optim.lr,
+                held_lr);
+    }
     s->optim.lr = s->optim.min_lr = held_lr;
     return world_set_run(w, s->run.timeout_s, &s->topology);
 }
