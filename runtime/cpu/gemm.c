@@ -34,24 +34,22 @@ static const tsr_own_gemm *own_of(const tsr_device *device, const tsr_gemm_args 
 /* Few rows are the side to pack; else it is b, by parts. */
 static tsr_own_gemm_args dense_own(const tsr_gemm_args *args)
 {
-    const tsr_gemm_side a = {args->a, args->trans_a ? 1 : args->lda, args->trans_a ? args->lda : 1};
-    const tsr_gemm_side b = {args->b, args->trans_b ? args->ldb : 1, args->trans_b ? 1 : args->ldb};
-    const bool is_low = args->m < args->n && args->m <= TSR_OWN_GEMM_COLUMNS;
-
-    return (tsr_own_gemm_args){
-        .a = is_low ? b : a,
-        .b = is_low ? a : b,
+    const tsr_own_gemm_args product = {
+        .a = {args->a, args->trans_a ? 1 : args->lda, args->trans_a ? args->lda : 1},
+        .b = {args->b, args->trans_b ? args->ldb : 1, args->trans_b ? 1 : args->ldb},
         .c = args->c,
-        .c_outer_a = is_low ? 1 : args->ldc,
-        .c_outer_b = is_low ? args->ldc : 1,
-        .m = is_low ? args->n : args->m,
-        .n = is_low ? args->m : args->n,
+        .c_outer_a = args->ldc,
+        .c_outer_b = 1,
+        .m = args->m,
+        .n = args->n,
         .k = args->k,
         .accumulate = args->accumulate,
-        .is_exchanged = is_low,
         .dtype = args->dtype,
         .c_dtype = args->c_dtype,
     };
+    const bool is_low = args->m < args->n && args->m <= TSR_OWN_GEMM_COLUMNS;
+
+    return is_low ? tsr_own_gemm_exchanged(product) : product;
 }
 
 static void advance(tsr_gemm_side *side, int64_t rows, tsr_dtype dtype)
@@ -100,13 +98,14 @@ tsr_status tsr_cpu_gemm_reserve(tsr_device *device, const tsr_gemm_args *args)
 
 tsr_status tsr_cpu_gemm(tsr_device *device, const tsr_gemm_args *args, tsr_stream *stream)
 {
+    const tsr_own_gemm *own = own_of(device, args);
     const tsr_matmul_shape shape = dense_shape(args);
     const tsr_matmul *matmul = NULL;
 
     (void)stream;
-    if (own_of(device, args) != NULL) {
-        TSR_TRY(tsr_cpu_gemm_reserve(device, args));
-        run_own(device, own_of(device, args), args);
+    if (own != NULL) {
+        TSR_TRY(tsr_gemm_cache_reserve_parts(tsr_gemm_cache_of(device), own->scratch_bytes));
+        run_own(device, own, args);
         return TSR_OK;
     }
     TSR_TRY(tsr_gemm_cache_find(tsr_gemm_cache_of(device), &shape, &matmul));

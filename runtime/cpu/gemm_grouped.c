@@ -192,19 +192,6 @@ static bool is_far(const tsr_grouped_gemm_args *args, int64_t width)
     return args->offsets[args->experts] * width > FAR_BYTES / (int64_t)tsr_dtype_bytes(args->dtype);
 }
 
-static void exchange_sides(tsr_own_gemm_args *p)
-{
-    const tsr_own_gemm_args was = *p;
-
-    p->is_exchanged = !was.is_exchanged;
-    p->a = was.b;
-    p->b = was.a;
-    p->c_outer_a = was.c_outer_b;
-    p->c_outer_b = was.c_outer_a;
-    p->m = was.n;
-    p->n = was.m;
-}
-
 /* Rows up to the last that is not all zeros, at least one: padding adds nothing to a gradient. */
 static int64_t filled_rows(const char *x, int64_t rows, size_t row_bytes)
 {
@@ -220,60 +207,76 @@ static int64_t filled_rows(const char *x, int64_t rows, size_t row_bytes)
     return rows;
 }
 
-/* One task by our kernel. Tokens are the packed side, so that weights pass once; but where packing
- * turns words, the weights of an input gradient need none and are packed. */
-static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const tsr_own_gemm *own,
-                         void *scratch)
+/* Forward and input gradient: a task's rows times the expert's weights, to rows. Tokens are the
+ * packed side, so that weights pass once; but where packing turns words, the weights of an input
+ * gradient need none and are packed. */
+static tsr_own_gemm_args product_of_rows(const tsr_grouped_gemm_args *args, const task *t,
+                                         const tsr_own_gemm *own)
 {
+    const bool is_forward = args->pass == TSR_GROUPED_FORWARD;
     const int64_t n = args->n, k = args->k, row = args->offsets[t->expert] + t->row;
+    const int64_t deep = is_forward ? k : n, wide = is_forward ? n : k;
     const size_t element = tsr_dtype_bytes(args->dtype);
     char *x = (char *)args->x + (size_t)(row * k) * element;
     char *y = (char *)args->y + (size_t)(row * n) * element;
-    char *w = (char *)args->w + (size_t)(t->expert * n * k) * element;
-    float *dw = (float *)args->w + (t->expert * n + t->column) * k;
-    tsr_own_gemm_args product = {.dtype = args->dtype, .c_dtype = args->dtype};
+    const char *w = (const char *)args->w + (size_t)(t->expert * n * k) * element;
+    const tsr_own_gemm_args product = {
+        .a = {w, is_forward ? k : 1, is_forward ? 1 : k},
+        .b = {is_forward ? x : y, deep, 1},
+        .c = is_forward ? y : x,
+        .c_outer_a = 1,
+        .c_outer_b = wide,
+        .m = wide,
+        .n = t->rows,
+        .k = deep,
+        .is_far = is_far(args, wide),
+        .dtype = args->dtype,
+        .c_dtype = args->dtype,
+    };
 
-    switch (args->pass) {
-    case TSR_GROUPED_FORWARD:
-        product.a = (tsr_gemm_side){w, k, 1};
-        product.b = (tsr_gemm_side){x, k, 1};
-        product.c = y;
-        product.c_outer_a = 1;
-        product.c_outer_b = product.m = n;
-        product.n = t->rows;
-        product.k = k;
-        product.is_far = is_far(args, n);
-        break;
-    case TSR_GROUPED_DGRAD:
-        product.a = (tsr_gemm_side){w, 1, k};
-        product.b = (tsr_gemm_side){y, n, 1};
-        product.c = x;
-        product.c_outer_a = 1;
-        product.c_outer_b = product.m = k;
-        product.n = t->rows;
-        product.k = n;
-        product.is_far = is_far(args, k);
-        break;
-    case TSR_GROUPED_WGRAD:
-    default:
+    return !is_forward && own->turns_words ? tsr_own_gemm_exchanged(product) : product;
+}
+
+/* Weight gradient: a task's columns of dw, from all rows of the expert. */
+static tsr_own_gemm_args product_of_weights(const tsr_grouped_gemm_args *args, const task *t,
+                                            float *dw)
+{
+    const int64_t n = args->n, k = args->k, row = args->offsets[t->expert];
+    const size_t element = tsr_dtype_bytes(args->dtype);
+    const char *x = (const char *)args->x + (size_t)(row * k) * element;
+    const char *y = (const char *)args->y + (size_t)(row * n + t->column) * element;
+
+    return (tsr_own_gemm_args){
+        .a = {y, 1, n},
+        .b = {x, 1, k},
+        .c = dw,
+        .c_outer_a = k,
+        .c_outer_b = 1,
+        .m = t->span,
+        .n = k,
+        .k = filled_rows(x, t->rows, (size_t)k * element),
+        .accumulate = args->accumulate,
+        .is_far = true,
+        .dtype = args->dtype,
+        .c_dtype = TSR_F32,
+    };
+}
+
+static void run_task_own(const tsr_grouped_gemm_args *args, const task *t, const tsr_own_gemm *own,
+                         void *scratch)
+{
+    tsr_own_gemm_args product;
+
+    if (args->pass != TSR_GROUPED_WGRAD) {
+        product = product_of_rows(args, t, own);
+    } else {
+        float *dw = (float *)args->w + (t->expert * args->n + t->column) * args->k;
+
         if (t->rows == 0) {
-            memset(dw, 0, (size_t)(t->span * k) * sizeof *dw);
+            memset(dw, 0, (size_t)(t->span * args->k) * sizeof *dw);
             return;
         }
-        product.a = (tsr_gemm_side){y + (size_t)t->column * element, 1, n};
-        product.b = (tsr_gemm_side){x, 1, k};
-        product.c = dw;
-        product.c_dtype = TSR_F32;
-        product.c_outer_a = product.n = k;
-        product.c_outer_b = 1;
-        product.m = t->span;
-        product.k = filled_rows(x, t->rows, (size_t)k * element);
-        product.accumulate = args->accumulate;
-        product.is_far = true;
-        break;
-    }
-    if (args->pass == TSR_GROUPED_DGRAD && own->turns_words) {
-        exchange_sides(&product);
+        product = product_of_weights(args, t, dw);
     }
     own->run(&product, scratch);
 }

@@ -23,14 +23,8 @@ static void check_sides(const tsr_own_gemm *own, const int64_t size[3], tsr_own_
     p.n = n;
     p.k = k;
     own->run(&p, scratch);
-    p.a = (tsr_gemm_side){b, k, 1};
-    p.b = (tsr_gemm_side){a, k, 1};
+    p = tsr_own_gemm_exchanged(p);
     p.c = c[1];
-    p.c_outer_a = stride;
-    p.c_outer_b = 1;
-    p.m = n;
-    p.n = m;
-    p.is_exchanged = true;
     own->run(&p, scratch);
     assert_memory_equal(c[0], c[1], (size_t)(n * stride) * tsr_dtype_bytes(p.c_dtype));
     tsr_mem_free(a);

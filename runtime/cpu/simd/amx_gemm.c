@@ -23,14 +23,6 @@ enum {
 };
 _Static_assert(CHUNK *PARTS_F32 *STEP <= MOST_ROWS, "a chunk of f32 fits");
 
-/* `whole` cut into as few equal parts of at most `most` as possible, rounded up to BLOCK */
-static int64_t even_part(int64_t whole, int64_t most)
-{
-    const int64_t parts = (whole + most - 1) / most;
-
-    return ((whole + parts - 1) / parts + BLOCK - 1) / BLOCK * BLOCK;
-}
-
 /* One pass over a part of c: a[m, elements] times the packed b, sums from and to the scratch. */
 typedef struct pass {
     side a;
@@ -41,38 +33,35 @@ typedef struct pass {
     bool is_first, is_last, is_exchanged;
 } pass;
 
-/* The block += the six products of three parts, in as few loads as they take. Exchanged factors
- * give the same sums, to the bit. */
+/* The products of parts that count, of a and of b, the largest last. Most neighbours share a
+ * factor, which is loaded once. */
+static const struct {
+    int a, b;
+} products[] = {{1, 1}, {0, 1}, {0, 2}, {2, 0}, {1, 0}, {0, 0}};
+
+enum { PRODUCTS = sizeof products / sizeof *products };
+
+/* The block += these products. Exchanged factors give the same sums, to the bit. */
 VEC_INLINE void add_parts(amx_factor a, amx_factor b, int64_t steps, bool is_exchanged)
 {
     for (int64_t i = 0; i < steps; ++i, a.at += a.next, b.at += b.next) {
-        amx_load_a(a.at + STEP, a.row);
-        amx_load_b(b.at + STEP, b.row);
-        amx_multiply(); /* 1 1 */
-        if (is_exchanged) {
-            amx_load_b(b.at, b.row);
-            amx_multiply(); /* 1 0 */
-            amx_load_a(a.at + 2 * STEP, a.row);
-            amx_multiply(); /* 2 0 */
-            amx_load_a(a.at, a.row);
-            amx_load_b(b.at + 2 * STEP, b.row);
-            amx_multiply(); /* 0 2 */
-            amx_load_b(b.at + STEP, b.row);
-            amx_multiply(); /* 0 1 */
-            amx_load_b(b.at, b.row);
-        } else {
-            amx_load_a(a.at, a.row);
-            amx_multiply(); /* 0 1 */
-            amx_load_b(b.at + 2 * STEP, b.row);
-            amx_multiply(); /* 0 2 */
-            amx_load_b(b.at, b.row);
-            amx_load_a(a.at + 2 * STEP, a.row);
-            amx_multiply(); /* 2 0 */
-            amx_load_a(a.at + STEP, a.row);
-            amx_multiply(); /* 1 0 */
-            amx_load_a(a.at, a.row);
+        int part_a = -1, part_b = -1;
+
+#pragma GCC unroll 6
+        for (int p = 0; p < PRODUCTS; ++p) {
+            const int next_a = is_exchanged ? products[p].b : products[p].a;
+            const int next_b = is_exchanged ? products[p].a : products[p].b;
+
+            if (next_a != part_a) {
+                amx_load_a(a.at + next_a * STEP, a.row);
+            }
+            if (next_b != part_b) {
+                amx_load_b(b.at + next_b * STEP, b.row);
+            }
+            amx_multiply();
+            part_a = next_a;
+            part_b = next_b;
         }
-        amx_multiply(); /* 0 0 */
     }
 }
 
@@ -215,9 +204,9 @@ static side part_of(const tsr_gemm_side *whole, int64_t element, int64_t i, int6
 VEC_INLINE void run(int parts, const tsr_own_gemm_args *args, float *packed)
 {
     const int64_t element = parts == 1 ? sizeof(tsr_bf16) : sizeof(float);
-    const int64_t deep = even_part(args->k, parts == 1 ? MOST_ELEMENTS : MOST_ELEMENTS_F32);
+    const int64_t deep = even_part(args->k, parts == 1 ? MOST_ELEMENTS : MOST_ELEMENTS_F32, BLOCK);
     const int64_t most_columns = least(2 * MOST_PACKED / (parts * deep), MOST_SUMS / BLOCK);
-    const int64_t columns = even_part(args->n, most_columns / BLOCK * BLOCK);
+    const int64_t columns = even_part(args->n, most_columns / BLOCK * BLOCK, BLOCK);
     const int64_t rows = deep >= args->k ? args->m : MOST_SUMS / columns / BLOCK * BLOCK;
 
     amx_begin();
@@ -233,7 +222,7 @@ VEC_INLINE void run(int parts, const tsr_own_gemm_args *args, float *packed)
                           .sums = packed + MOST_PACKED + MOST_ROWS,
                           .c = target_of(args, i, j),
                           .m = least(rows, args->m - i),
-                          .n = (wide + BLOCK - 1) / BLOCK * BLOCK,
+                          .n = round_up(wide, BLOCK),
                           .elements = least(deep, args->k - r),
                           .is_first = r == 0,
                           .is_last = r + deep >= args->k,

@@ -7,6 +7,7 @@
 #define TSR_RUNTIME_CPU_AMX_PACK_H
 
 #include "runtime/cpu/simd/amx.h"
+#include "runtime/cpu/simd/cut.h"
 #include "runtime/cpu/simd/lanes.h"
 
 #include <stdbool.h>
@@ -19,11 +20,6 @@ enum {
     STEP = BLOCK * AMX_WORDS, /* words of a part of a step */
     AHEAD = 16                /* elements along the sum that are fetched ahead */
 };
-
-VEC_INLINE int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* tsr_gemm_side, of either type. */
 typedef struct side {
@@ -181,7 +177,7 @@ VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64
         }
         return;
     }
-    for (int64_t j = 0; j < (columns + BLOCK - 1) / BLOCK * BLOCK; j += VEC_N) {
+    for (int64_t j = 0; j < round_up(columns, BLOCK); j += VEC_N) {
         for (int64_t step = 0; step < count; ++step) {
             float *to = out + (j / BLOCK * count + step) * parts * STEP + j % BLOCK;
             vec square[PARTS_F32][VEC_N];

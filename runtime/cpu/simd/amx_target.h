@@ -6,8 +6,6 @@
 
 #if defined(__AMX_BF16__) /* compiled for nothing else; so that the header still stands alone */
 
-enum { LINE = 64 };
-
 /* Where a block of sums goes: rows x columns of c, or less than a block at its edges. */
 typedef struct target {
     char *c; /* of element (0, 0) */

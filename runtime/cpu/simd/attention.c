@@ -70,7 +70,7 @@ VEC_INLINE void softmax_row(int pack, const attention_scratch *s, float *scores,
 VEC_INLINE void forward_strip(int pack, const attention_scratch *s, int64_t first, int64_t key,
                               int64_t offset, softmax_state *state)
 {
-    const int64_t words = s->pad / pack, seen = smaller(TILE, first + STRIP + offset);
+    const int64_t words = s->pad / pack, seen = least(TILE, first + STRIP + offset);
     const int64_t columns = round_up(seen, GRAIN);
     const matrix q = {s->q_rows + first * words, words};
     const matrix k = {s->k_transposed + key * words, TILE};
@@ -91,7 +91,7 @@ VEC_INLINE void forward_strip(int pack, const attention_scratch *s, int64_t firs
 VEC_INLINE void forward_tile(int pack, const tsr_attention_args *args, const attention_scratch *s,
                              int64_t batch, int64_t head, int64_t first)
 {
-    const int64_t rows = smaller(TILE, args->q_len - first), padded = round_up(rows, STRIP);
+    const int64_t rows = least(TILE, args->q_len - first), padded = round_up(rows, STRIP);
     const int64_t position = args->kv_len - args->q_len + first; /* of the first query */
     const head_rows q = query_rows(args, args->q, batch, head, first, rows);
     head_rows out = out_rows(args, args->out, batch, head, first, 1);
@@ -149,7 +149,7 @@ tsr_status TSR_SIMD(attention_forward)(tsr_device *device, const tsr_attention_a
     const tsr_cpu_device *cpu = (const tsr_cpu_device *)device;
     const int64_t heads = args->batch * args->kv_heads;
     const int64_t tiles = round_up(args->q_len, TILE) / TILE;
-    const int64_t parts = smaller(tiles, round_up(device->threads, heads) / heads);
+    const int64_t parts = least(tiles, round_up(device->threads, heads) / heads);
     const size_t thread_bytes = scratch_bytes(args);
 
     (void)stream;

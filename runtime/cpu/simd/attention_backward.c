@@ -87,7 +87,7 @@ VEC_INLINE void key_strip(int pack, const attention_scratch *s, const tile_pair 
 VEC_INLINE void add_pair(int pack, const attention_scratch *s, const tile_pair *t,
                          const query_stats *stats)
 {
-    const int64_t seen = round_up(smaller(TILE, t->columns + t->offset), STRIP); /* keys */
+    const int64_t seen = round_up(least(TILE, t->columns + t->offset), STRIP); /* keys */
 
     for (int64_t row = 0; row < seen; row += STRIP) {
         key_strip(pack, s, t, row, stats);
@@ -129,7 +129,7 @@ VEC_INLINE void load_queries(int pack, const head_rows *from, int64_t columns,
 VEC_INLINE void backward_tile(int pack, const tsr_attention_args *args, const attention_scratch *s,
                               int64_t batch, int64_t head, int64_t first)
 {
-    const int64_t rows = smaller(TILE, args->q_len - first), columns = round_up(rows, GRAIN);
+    const int64_t rows = least(TILE, args->q_len - first), columns = round_up(rows, GRAIN);
     const head_rows q = query_rows(args, args->q, batch, head, first, rows);
     const head_rows dout = out_rows(args, args->dout, batch, head, first, rows);
     query_stats stats = {.scale = args->scale};

@@ -11,6 +11,7 @@
 #define TSR_RUNTIME_CPU_ATTENTION_TILE_H
 
 #include "runtime/cpu/simd/amx.h"
+#include "runtime/cpu/simd/cut.h"
 #include "runtime/cpu/simd/simd.h"
 #include "runtime/cpu/simd/vec.h"
 
@@ -51,16 +52,6 @@ typedef struct attention_scratch {
     float *p_rows, *ds_rows, *ds_columns;  /* [TILE, TILE / pack], [TILE / pack, TILE] */
     int64_t head_dim, pad, keys;           /* pad, keys: head_dim and kv_len, rounded up */
 } attention_scratch;
-
-VEC_INLINE int64_t round_up(int64_t value, int64_t multiple)
-{
-    return (value + multiple - 1) / multiple * multiple;
-}
-
-VEC_INLINE int64_t smaller(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 VEC_INLINE int64_t larger(int64_t a, int64_t b)
 {
@@ -319,7 +310,7 @@ VEC_INLINE void strip_panel(int pack, int vectors, matrix a, matrix b, int64_t w
 VEC_INLINE void strip_product(int pack, matrix a, matrix b, int64_t depth, matrix c,
                               int64_t columns, bool add)
 {
-    const int64_t steps = (depth + AMX_BLOCK - 1) / AMX_BLOCK;
+    const int64_t steps = round_up(depth, AMX_BLOCK) / AMX_BLOCK;
 
     (void)pack;
     for (int64_t col = 0; col < columns; col += AMX_BLOCK) {

@@ -1,5 +1,6 @@
 /* The kernel for f32: tiles of 14 x 32 results in registers, over strips of a and panels of b.
  * Strips are copied while others are multiplied, so that a streams from memory meanwhile. */
+#include "runtime/cpu/simd/cut.h"
 #include "runtime/cpu/simd/gemm_tile.h"
 #include "runtime/cpu/simd/own_gemm.h"
 
@@ -31,19 +32,6 @@ enum {
     STRIP_FLOATS = STRIP * (MOST_STEPS + LINE_FLOATS),
     PANEL_FLOATS = MOST_PACKED + PANEL * VEC_N
 };
-
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-/* `whole` cut into as few equal parts of at most `most` as possible, rounded up to `unit` */
-static int64_t even_part(int64_t whole, int64_t most, int64_t unit)
-{
-    const int64_t parts = (whole + most - 1) / most;
-
-    return ((whole + parts - 1) / parts + unit - 1) / unit * unit;
-}
 
 /* out[r][0 .. 15] = side(0 .. count - 1, r), zero behind, in half the width of a panel. */
 static void pack_lanes(const side *from, int64_t count, int64_t steps, float *out)

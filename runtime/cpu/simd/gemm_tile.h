@@ -18,7 +18,7 @@ typedef struct strip_layout {
     int row, step;
 } strip_layout;
 
-enum { MOST_STEPS = 512, LINE_FLOATS = 16, LINE = 64 };
+enum { MOST_STEPS = 512, LINE_FLOATS = 16 };
 
 static const strip_layout along_layout = {MOST_STEPS + LINE_FLOATS, 1}, across_layout = {1, STRIP};
 

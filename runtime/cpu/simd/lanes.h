@@ -23,6 +23,9 @@ VEC_INLINE void store_lanes(float *to, vec v, __mmask16 lanes)
     _mm512_mask_storeu_ps(to, lanes, (__m512)v);
 }
 
+enum { LINE = 64 }; /* bytes, of all caches */
+
+/* to: the start of a line. */
 VEC_INLINE void store_past_caches(float *to, vec v)
 {
     _mm512_stream_ps(to, (__m512)v);

@@ -27,8 +27,8 @@ typedef struct tsr_gemm_side {
 /**
  * c(i, j) (+)= sum over r of a(i, r) b(j, r).
  *
- * Both sides are alike: exchange a, m, c_outer_a with b, n, c_outer_b, set is_exchanged, and every
- * bit stays. Which side is b decides the speed only: it is packed. A sum is taken in f32, in an
+ * Both sides are alike: with tsr_own_gemm_exchanged() every bit stays. Which side is b decides the
+ * speed only: it is packed. A sum is taken in f32, in an
  * order that k gives, and then added to c: neither m nor n nor the way they are cut changes it.
  */
 typedef struct tsr_own_gemm_args {
@@ -41,6 +41,21 @@ typedef struct tsr_own_gemm_args {
     bool is_far;       /* c will not be read soon: written past the caches where that is possible */
     tsr_dtype dtype, c_dtype; /* of a and b; of c: f32, or the same */
 } tsr_own_gemm_args;
+
+/** The same product with the sides exchanged. */
+static inline tsr_own_gemm_args tsr_own_gemm_exchanged(tsr_own_gemm_args p)
+{
+    const tsr_own_gemm_args was = p;
+
+    p.a = was.b;
+    p.b = was.a;
+    p.c_outer_a = was.c_outer_b;
+    p.c_outer_b = was.c_outer_a;
+    p.m = was.n;
+    p.n = was.m;
+    p.is_exchanged = !was.is_exchanged;
+    return p;
+}
 
 /** A kernel for one dtype. scratch: of this thread, aligned to 64 bytes, enough for all sizes. */
 typedef struct tsr_own_gemm {
