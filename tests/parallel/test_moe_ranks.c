@@ -399,21 +399,28 @@ static void all_tokens_to_one_expert_agree(void **state)
     check_every_mesh(how);
 }
 
-/* Expert groups over several nodes of several ranks each, two stages and flat. */
-static void nodes_change_the_way_and_not_the_result(void **state)
+/* Expert groups over several nodes of several ranks each, two stages and flat, f32 and bf16; the
+ * chunks of one and of the other. */
+static void check_every_way(const int64_t chunks[2])
 {
     const int ranks = tsr_comm_size(tsr_test_comm());
 
-    (void)state;
     for (int nodes = 2; nodes <= ranks / 2; ++nodes) {
         for (int kind = 0; kind < 4 && ranks % nodes == 0; ++kind) {
             scene how = scene_of(ranks, kind % 2 == 0 ? TSR_F32 : TSR_BF16);
 
             how.nodes = nodes;
             how.dispatch = kind / 2 == 0 ? TSR_DISPATCH_TWO_STAGE : TSR_DISPATCH_FLAT;
+            how.chunks = chunks[kind % 2];
             check_scene(how);
         }
     }
+}
+
+static void nodes_change_the_way_and_not_the_result(void **state)
+{
+    (void)state;
+    check_every_way((const int64_t[]){1, 1});
 }
 
 /* A pass has 11 tokens, or none: no number of chunks divides them, and 16 leave some empty. */
@@ -435,19 +442,8 @@ static void chunks_change_nothing_but_rounding(void **state)
 
 static void chunks_travel_any_way(void **state)
 {
-    const int ranks = tsr_comm_size(tsr_test_comm());
-
     (void)state;
-    for (int nodes = 2; nodes <= ranks / 2; ++nodes) {
-        for (int kind = 0; kind < 4 && ranks % nodes == 0; ++kind) {
-            scene how = scene_of(ranks, kind % 2 == 0 ? TSR_F32 : TSR_BF16);
-
-            how.nodes = nodes;
-            how.dispatch = kind / 2 == 0 ? TSR_DISPATCH_TWO_STAGE : TSR_DISPATCH_FLAT;
-            how.chunks = 2 + kind % 2;
-            check_scene(how);
-        }
-    }
+    check_every_way((const int64_t[]){2, 3});
 }
 
 static void mistakes_are_named(void **state)
