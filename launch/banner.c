@@ -80,7 +80,7 @@ static void print_memory(const settings *s, const tsr_mesh *mesh, const trainer_
 
     if (mesh->ep > 1) {
         (void)snprintf(room, sizeof room, " (for up to %.3g times the rows of even loads)",
-                       1.25 * s->experts.room);
+                       (1.0 + 1.0 / TSR_GROWING_SPARE) * s->experts.room);
     }
     tsr_log(TSR_LOG_INFO,
             "memory     %.2f GiB a rank: weights %.2f, gradients %.2f, optimizer %.2f, activations "

@@ -107,7 +107,9 @@ static tsr_dispatch_room dispatch_room(const tsr_stage_options *options)
     const double most = largest_room(options) / (double)chunks;
 
     if (group == NULL || group->host.rail == NULL || options->dispatch == TSR_DISPATCH_FLAT) {
-        return (tsr_dispatch_room){.sent = (4 * tokens * (k < ranks ? k : ranks) + 4) / 5};
+        const int64_t whole = tokens * (k < ranks ? k : ranks), spare = TSR_GROWING_SPARE;
+
+        return (tsr_dispatch_room){.sent = (spare * whole + spare) / (spare + 1)};
     }
     const int64_t nodes = tsr_comm_size(group->host.rail), on_node = places * (ranks / nodes);
 

@@ -1,9 +1,8 @@
 #include "runtime/growing.h"
 
-/* a quarter more than was asked for, so that slowly rising loads do not grow it each time */
 size_t tsr_growing_room(size_t bytes)
 {
-    return bytes + bytes / 4 + 256;
+    return bytes + bytes / TSR_GROWING_SPARE + 256;
 }
 
 tsr_status tsr_growing_device(tsr_device *device, tsr_mem_tag tag, size_t bytes, tsr_growing *block)

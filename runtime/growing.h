@@ -15,6 +15,10 @@ typedef struct tsr_growing {
     size_t room; /* bytes */
 } tsr_growing;
 
+/** A block is taken larger than was asked for by one part in so many, so that slowly rising loads
+ *  do not grow it each time. */
+enum { TSR_GROWING_SPARE = 4 };
+
 /** Bytes that are taken for `bytes`. */
 size_t tsr_growing_room(size_t bytes);
 
