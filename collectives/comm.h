@@ -103,8 +103,9 @@ TSR_NODISCARD tsr_status tsr_comm_check_regular(const tsr_comm *comm);
  * call is refused at once (TSR_ERR_COMM, telling the first cause).
  *
  * The call itself failed with TSR_ERR_COMM, or with TSR_ERR_TIMEOUT and a message that names the
- * ranks of comm that do not respond (they may wait on another communicator themselves), or, when
- * all do, who waits where. Memory that it was to fill is undefined; nothing is written to it later.
+ * ranks that do not respond, or, when all do, who waits where: a rank responds while it waits on
+ * comm, on what comm was split from, or on another part of that, whose waits then end as well.
+ * Memory that it was to fill is undefined; nothing is written to it later.
  */
 bool tsr_comm_is_dead(const tsr_comm *comm);
 

@@ -7,7 +7,7 @@
 #include <mpi.h>
 
 /**
- * Make a communicator over a private duplicate of parent.
+ * Make a communicator over private duplicates of parent.
  *
  * timeout_s bounds every later wait on it: time without progress, at the end of which (the last
  * quarter, 1 s at least, half at most) the waiting ranks find out who does not respond.

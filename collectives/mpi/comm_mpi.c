@@ -86,11 +86,13 @@ static tsr_status mpi_all_gather(tsr_comm *comm, const void *mine, size_t bytes,
 static void free_memory(comm_mpi *self)
 {
     if (self != NULL) {
+        if (self->watch != NULL) {
+            mpi_watch_release(self->watch);
+        }
         tsr_mem_free(self->chunk[0]);
         tsr_mem_free(self->chunk[1]);
         tsr_mem_free(self->pieces);
         tsr_mem_free(self->base.scratch);
-        tsr_mem_free(self->probes);
         tsr_mem_free(self->seats);
         tsr_mem_free(self->names);
         tsr_mem_free(self->segments);
@@ -106,7 +108,7 @@ static void mpi_destroy(tsr_comm *comm)
     if (comm->is_dead) {
         return; /* MPI may still write here, and MPI_Comm_free is collective: leak on purpose */
     }
-    if (MPI_Comm_free(&self->handle) != MPI_SUCCESS || MPI_Comm_free(&self->watch) != MPI_SUCCESS) {
+    if (MPI_Comm_free(&self->handle) != MPI_SUCCESS) {
         tsr_log(TSR_LOG_WARN, "a communicator of %d ranks was not freed by MPI", comm->size);
     }
     free_memory(self);
@@ -132,7 +134,8 @@ static tsr_status take(size_t count, size_t size, void **out)
     return tsr_mem_alloc_array(TSR_MEM_COMM, (int64_t)count, size, out);
 }
 
-static tsr_status take_memory(size_t ranks, comm_mpi **self_out)
+/* With `like`, it is part of that one's family. */
+static tsr_status take_memory(size_t ranks, comm_mpi *like, comm_mpi **self_out)
 {
     comm_mpi *self = NULL;
     void *block = NULL;
@@ -146,13 +149,17 @@ static tsr_status take_memory(size_t ranks, comm_mpi **self_out)
     TSR_TRY_GOTO(take(1, CHUNK_BYTES, (void **)&self->chunk[1]), err_free);
     TSR_TRY_GOTO(take(ranks + 1, PIECE, (void **)&self->pieces), err_free);
     TSR_TRY_GOTO(take(ranks, PIECE, (void **)&self->base.scratch), err_free);
-    TSR_TRY_GOTO(take(ranks, sizeof *self->probes, (void **)&self->probes), err_free);
     TSR_TRY_GOTO(take(ranks, sizeof *self->seats, (void **)&self->seats), err_free);
     TSR_TRY_GOTO(take(ranks, sizeof *self->names, (void **)&self->names), err_free);
     TSR_TRY_GOTO(take(2 * ranks, sizeof *self->segments, (void **)&self->segments), err_free);
     TSR_TRY_GOTO(take(ranks + 1, sizeof *self->one_each, (void **)&self->one_each), err_free);
     for (size_t i = 0; i <= ranks; ++i) {
         self->one_each[i] = (int64_t)i;
+    }
+    if (like != NULL) {
+        self->watch = mpi_watch_share(like->watch);
+    } else {
+        TSR_TRY_GOTO(mpi_watch_take((int)ranks, &self->watch), err_free);
     }
     *self_out = self;
     return TSR_OK;
@@ -267,7 +274,7 @@ static tsr_status create(MPI_Comm parent, double timeout_s, int plane, comm_mpi 
     int size = 0, node = 0, rc = MPI_SUCCESS;
 
     (void)MPI_Comm_size(parent, &size);
-    st = take_memory((size_t)size, &self);
+    st = take_memory((size_t)size, like, &self);
     st = like != NULL ? mpi_agree(&like->base, st) : agree_first(parent, st);
     if (self == NULL || st != TSR_OK) {
         goto err_free;
@@ -280,8 +287,8 @@ static tsr_status create(MPI_Comm parent, double timeout_s, int plane, comm_mpi 
     self->chunk_bytes = CHUNK_BYTES;
     self->direct_bytes = DIRECT_BYTES;
     rc = duplicate(parent, &self->handle);
-    if (rc == MPI_SUCCESS) {
-        rc = duplicate(parent, &self->watch);
+    if (rc == MPI_SUCCESS && like == NULL) {
+        rc = mpi_watch_open(self->watch, parent);
     }
     (void)MPI_Comm_rank(parent, &self->base.rank);
     if (like != NULL) {

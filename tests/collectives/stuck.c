@@ -1,6 +1,7 @@
-/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch`, `part` or `chain`. The
- * others must get a TSR_ERR_TIMEOUT in time that says why. They agree on a private way, rank 0
- * prints the verdict and ends the job with code 4, as launch does; stuck.cmake checks both. */
+/* Three ranks, one of which does not come: `stopped`, `late`, `mismatch`, `part`, `chain` or
+ * `apart`. The others must get a TSR_ERR_TIMEOUT in time that says why. They agree on a private
+ * way, rank 0 prints the verdict and ends the job with code 4, as launch does; stuck.cmake checks
+ * both. */
 #include "collectives/mpi_bridge.h"
 
 #include <signal.h>
@@ -38,32 +39,36 @@ static tsr_status checkpoint(tsr_comm *comm)
     return tsr_comm_barrier(comm);
 }
 
+/* Ranks 1 and 2 meet on a communicator of all, or on one of their own while rank 0 computes, waits
+ * on one with rank 1, or waits on that of all. */
+typedef enum place { TOGETHER, ALONE, CHAIN, APART } place;
+
 static const struct scene {
-    const char *name, *expected;
-    const char *expected_of_0; /* where rank 0 waits for rank 1, which waits for rank 2; or NULL */
-    double late_s;             /* rank 1 */
-    bool is_stopped;           /* rank 2 */
-    bool is_elsewhere;         /* rank 1 */
-    bool is_in_part;           /* ranks 1 and 2 by themselves, which must be called so */
+    const char *name, *expected, *expected_of_0;
+    double late_s;     /* rank 1 */
+    bool is_stopped;   /* rank 2 */
+    bool is_elsewhere; /* rank 1 */
+    place place;
 } scenes[] = {
     {"stopped",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do): it is lost",
-     NULL, 0, true, false, false},
+     NULL, 0, true, false, TOGETHER},
     /* rank 0 gives up after 1 s and asks for 1 s; rank 1 comes in between and must not be blamed */
     {"late",
      "no answer within 2 s in gradient reduce-scatter (step 14): rank 2 does not respond (ranks 0 "
      "1 do)",
-     NULL, 1.3, true, false, false},
+     NULL, 1.3, true, false, TOGETHER},
     {"mismatch",
      "all ranks respond, but wait for each other: ranks 0 2 in reduce-scatter of gradient "
      "reduce-scatter (step 14), rank 1 in barrier of checkpoint",
-     NULL, 0, false, true, false},
-    {"part", "rank 2 does not respond (rank 1 does)", NULL, 0, true, false, true},
-    {"chain", "rank 2 does not respond (rank 1 does)",
-     "rank 1 does not respond (rank 0 does): it is lost or stuck, or waits elsewhere for one that "
-     "is",
-     0, true, false, true},
+     NULL, 0, false, true, TOGETHER},
+    {"part", "rank 2 does not respond (rank 1 does)", NULL, 0, true, false, ALONE},
+    /* rank 1 responds wherever it waits: who waits for it must not blame it */
+    {"chain", "rank 2 does not respond (rank 1 does)", "rank 2 does not respond (ranks 0 1 do)", 0,
+     true, false, CHAIN},
+    {"apart", "rank 2 does not respond (rank 1 does)", "rank 2 does not respond (ranks 0 1 do)", 0,
+     true, false, APART},
 };
 
 static bool play(const struct scene *scene, tsr_comm *comm, int rank)
@@ -105,12 +110,13 @@ int main(int argc, char **argv)
     (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     (void)MPI_Comm_split(MPI_COMM_WORLD, scene->is_stopped && rank == 2, rank, &healthy);
     if (tsr_comm_create_mpi(MPI_COMM_WORLD, timeout_s, 0, &comm) == TSR_OK &&
-        tsr_comm_split(comm, scene->is_in_part && rank > 0, rank, &part) == TSR_OK &&
+        tsr_comm_split(comm, scene->place != TOGETHER && rank > 0, rank, &part) == TSR_OK &&
         tsr_comm_split(comm, rank > 1, rank, &other) == TSR_OK &&
         tsr_comm_barrier(part) == TSR_OK) {
-        const bool is_alone = scene->is_in_part && rank == 0;
-        ok = (is_alone && scene->expected_of_0 == NULL) ||
-             play(scene, is_alone ? other : part, rank);
+        tsr_comm *const of_0[] = {part, NULL, other, comm};
+        tsr_comm *const own = rank == 0 ? of_0[scene->place] : part;
+
+        ok = own == NULL || play(scene, own, rank);
     }
     (void)MPI_Allreduce(&ok, &all_ok, 1, MPI_INT, MPI_LAND, healthy);
     if (rank == 0) {

@@ -8,7 +8,7 @@ tsr_add_mpi_test(collectives.comm
 
 add_executable(test_collectives_stuck collectives/stuck.c)
 target_link_libraries(test_collectives_stuck PRIVATE tsr_flags tsr_collectives MPI::MPI_C)
-foreach(scene stopped late mismatch part chain)
+foreach(scene stopped late mismatch part chain apart)
   add_test(NAME collectives.stuck.${scene}.np3 COMMAND ${CMAKE_COMMAND} -DSCENE=${scene}
     "-DCOMMAND=${MPIEXEC_EXECUTABLE};${MPIEXEC_NUMPROC_FLAG};3;${MPIEXEC_PREFLAGS};$<TARGET_FILE:test_collectives_stuck>"
     -P ${CMAKE_CURRENT_LIST_DIR}/stuck.cmake)

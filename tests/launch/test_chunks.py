@@ -103,7 +103,7 @@ def stopped_rank_ends_the_run():
         os.kill(ranks_of(folder)[1], signal.SIGSTOP)
         since = time.time()
         code = finish(process, 60)
-        check(code == 4 and "rank 1" in log_of(folder), f"exit code {code}: {log_of(folder)}")
+        check(code == 4 and "rank 1 does not respond" in log_of(folder), f"exit code {code}: {log_of(folder)}")
         check(time.time() - since < 3 + 15, f"took {time.time() - since:.1f} s")
 
 

@@ -255,6 +255,7 @@ def plane_is_lost():
         rig.set_plane(1, False)
         check_ends(rig, folder, (0, 1), time.time())
         finish(process, folder, 20, code=4)
+        check("ranks 1 3 do not respond to all ranks, only to some: a network" in log_of(folder), log_of(folder)[-3000:])
 
 
 def job(rig, folder, hosts, *arguments):
