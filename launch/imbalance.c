@@ -29,6 +29,7 @@ static tsr_plan_options plan_options(const simulation *s)
                                 .node = s->node,
                                 .slots = c->slots,
                                 .target = 1.05,
+                                .window = WARM_UP,
                                 .costs = tsr_cost_for_plan(&c->cluster, &c->shape)};
 
     tsr_cost_budgets(&c->cluster, &c->shape, &options.budget, &options.node_budget);
@@ -129,9 +130,11 @@ static tsr_status reshard(simulation *s, imbalance_result *sum, double *move_s)
 
 static tsr_status plan_layer(simulation *s, int layer, tsr_quotas *quotas)
 {
+    const tsr_load_past past = tsr_load_history_past(s->history, layer);
+
     tsr_load_history_predict(s->history, layer, s->predicted);
     TSR_TRY(tsr_plan_holdings(s->planner, s->owner + (int64_t)layer * s->c->shape.experts,
-                              s->predicted, &s->plan));
+                              s->predicted, &past, &s->plan));
     TSR_TRY(tsr_plan_quotas(s->planner, s->counts, &s->plan, quotas));
     TSR_TRY(tsr_plan_spill(s->planner, s->counts, &s->plan));
     return s->plan.copies_added == 0 ? TSR_OK

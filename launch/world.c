@@ -206,20 +206,51 @@ typedef struct place {
     cpu_set_t cores;
 } place;
 
-tsr_status world_thread_share(const world *w, int *threads_out)
+/* [P] place of each rank, to be freed; the own one is that of this rank. */
+static tsr_status gather_places(const world *w, place **all_out)
 {
-    const int ranks = tsr_comm_size(w->comm);
-    place mine = {0}, *all = NULL;
-    int sharing = 0;
+    place mine = {0};
 
     (void)gethostname(mine.host, sizeof mine.host - 1);
     (void)sched_getaffinity(0, sizeof mine.cores, &mine.cores);
-    TSR_TRY(tsr_mem_alloc_array(TSR_MEM_OTHER, ranks, sizeof *all, (void **)&all));
-    const tsr_status st = tsr_comm_all_gather(w->comm, &mine, sizeof mine, all);
-    for (int r = 0; st == TSR_OK && r < ranks; ++r) {
-        sharing += memcmp(&all[r], &mine, sizeof mine) == 0;
+    TSR_TRY(
+        tsr_mem_alloc_array(TSR_MEM_OTHER, tsr_comm_size(w->comm), sizeof mine, (void **)all_out));
+    const tsr_status st = tsr_comm_all_gather(w->comm, &mine, sizeof mine, *all_out);
+    if (st != TSR_OK) {
+        tsr_mem_free(*all_out);
+    }
+    return st;
+}
+
+tsr_status world_thread_share(const world *w, int *threads_out)
+{
+    place *all = NULL;
+    int sharing = 0;
+
+    TSR_TRY(gather_places(w, &all));
+    for (int r = 0; r < tsr_comm_size(w->comm); ++r) {
+        sharing += memcmp(&all[r], &all[tsr_comm_rank(w->comm)], sizeof *all) == 0;
     }
     tsr_mem_free(all);
-    *threads_out = sharing > 0 && world_cores() > sharing ? world_cores() / sharing : 1;
-    return st;
+    *threads_out = world_cores() > sharing ? world_cores() / sharing : 1;
+    return TSR_OK;
+}
+
+tsr_status world_crowd(const world *w, int *ranks_out, int *cores_out)
+{
+    place *all = NULL;
+    cpu_set_t cores;
+
+    CPU_ZERO(&cores);
+    *ranks_out = 0;
+    TSR_TRY(gather_places(w, &all));
+    for (int r = 0; r < tsr_comm_size(w->comm); ++r) {
+        if (strcmp(all[r].host, all[tsr_comm_rank(w->comm)].host) == 0) {
+            CPU_OR(&cores, &cores, &all[r].cores);
+            ++*ranks_out;
+        }
+    }
+    tsr_mem_free(all);
+    *cores_out = CPU_COUNT(&cores);
+    return TSR_OK;
 }

@@ -170,9 +170,10 @@ tsr_status moe_copies_prepare(moe_layer *self, const tsr_pass *pass)
 
     TSR_TRY(tsr_sparse_wait(&c->fetch)); /* of a layer that was skipped; else done */
     tsr_load_history_predict(c->history, self->base.index, c->predicted);
+    const tsr_load_past past = tsr_load_history_past(c->history, self->base.index);
     TSR_TRY(tsr_plan_holdings(c->planner,
                               self->spread->owner + (int64_t)self->base.index * c->experts,
-                              c->predicted, &self->holders));
+                              c->predicted, &past, &self->holders));
     give_places(self, &self->holders.holding, true);
     self->copies = self->holders.copies;
     c->free_from = tsr_trace_clock();

@@ -81,6 +81,7 @@ static tsr_status create_planner(moe_copies *c, const tsr_stage_options *options
         .budget = options->copies->budget > 0 ? (int)options->copies->budget : c->slots,
         .node_budget = c->slots,
         .target = options->copies->target,
+        .window = (int)options->copies->window,
         .calibrates = options->copies->calibrate,
         .fill_tokens = fill_tokens(c, options)};
     const tsr_status st = tsr_planner_create(&plan, &c->planner);

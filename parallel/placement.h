@@ -32,6 +32,15 @@ void tsr_load_history_push(tsr_load_history *history, int layer, const int64_t *
 /** Tokens [E] expected in the layer's next step; all zero before the first push. */
 void tsr_load_history_predict(const tsr_load_history *history, int layer, int64_t *tokens_out);
 
+/** The steps that a history has in full: tokens [steps, E], in any order. */
+typedef struct tsr_load_past {
+    const int64_t *tokens;
+    int steps;
+} tsr_load_past;
+
+/** Those of a layer, at most `window`; none of a moving average. Borrowed until the next push. */
+tsr_load_past tsr_load_history_past(const tsr_load_history *history, int layer);
+
 /** All that a history knows, as numbers for a checkpoint: how many they are, and they. */
 int64_t tsr_load_history_size(const tsr_load_history *history);
 void tsr_load_history_export(const tsr_load_history *history, double *values_out);
@@ -82,6 +91,7 @@ typedef struct tsr_plan_options {
     int node_budget;     /* experts that come to a node from others unnoticed (quota: more come
                             where the rows that need not leave the node are dearer) */
     double target;       /* max/mean load from which a spill is worth a look: >= 1 */
+    int window;          /* past steps that tsr_plan_holdings() is shown, at most: >= 0 */
     bool calibrates;     /* fssdp: look again after the gate */
     double fill_tokens;  /* quota: copies that balance does not need are made of experts with more
                             than so many tokens on the ranks that would keep them; 0: of any */
@@ -117,11 +127,15 @@ void tsr_plan_destroy(tsr_plan *plan);
 /**
  * Before the gate: copies for the predicted load, at most min(t, m - spill_slots) a rank.
  *
+ * quota also looks at past steps, to know how far loads stray from what is predicted; NULL or none:
+ * it supposes that they may grow by a third.
+ *
  * Shapes: owner [E], predicted [E] tokens, all ranks' together.
- * Errors: TSR_ERR_ARG for an owner or a load out of range.
+ * Errors: TSR_ERR_ARG for an owner, a load or a number of past steps out of range.
  */
 TSR_NODISCARD tsr_status tsr_plan_holdings(tsr_planner *planner, const int32_t *owner,
-                                           const int64_t *predicted, tsr_plan *plan);
+                                           const int64_t *predicted, const tsr_load_past *past,
+                                           tsr_plan *plan);
 
 /** `tokens` of rank `source` go to the holder rank[at] of the plan's holding. */
 typedef struct tsr_quota {

@@ -181,7 +181,7 @@ static tsr_status sum_of_largest(tsr_planner *p, const int64_t *loads, const int
                 p->even_counts[(int64_t)r * experts + e] = load / ranks + (r < load % ranks);
             }
         }
-        TSR_TRY(tsr_plan_holdings(p, owner + first, loads + first, &p->trial));
+        TSR_TRY(tsr_plan_holdings(p, owner + first, loads + first, NULL, &p->trial));
         TSR_TRY(tsr_plan_quotas(p, p->even_counts, &p->trial, &quotas));
         *sum_out += quotas.max_load;
     }

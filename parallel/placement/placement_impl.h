@@ -7,7 +7,7 @@
 /** What a policy does; entries without a fallback are required. */
 typedef struct placement_ops {
     const char *name;
-    /* predicted loads -> copies, by holders_add(); NULL: none */
+    /* predicted loads, p->past -> copies, by holders_add(); NULL: none */
     void (*holdings)(tsr_planner *p, const int64_t *predicted);
     /* tokens of each holder, p->amount, from p->expert_load and counts */
     void (*amounts)(tsr_planner *p, const int64_t *counts, const tsr_holding *holding);
@@ -54,6 +54,8 @@ struct tsr_planner {
     int32_t *node_holding, *node_seen; /* [N] holders of the expert at hand, in all and so far */
 
     /* what is known of the load; the result of the last quotas */
+    tsr_load_past past;   /* borrowed while holdings are chosen */
+    int64_t *alone;       /* [P, window] in past steps, of experts that only their owner holds */
     int64_t *expert_load; /* [E] */
     int64_t *load;        /* [P] */
     int64_t *amount;      /* [capacity] tokens of each holder */

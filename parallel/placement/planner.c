@@ -41,6 +41,7 @@ static tsr_status check_options(const tsr_plan_options *o)
               "slots <= %d experts, budgets >= 0",
               o->slots, o->spill_slots, o->budget, o->node_budget, o->experts);
     TSR_CHECK(o->target >= 1.0, TSR_ERR_ARG, "placement: target = %g, must be >= 1", o->target);
+    TSR_CHECK(o->window >= 0, TSR_ERR_ARG, "placement: window = %d, must be >= 0", o->window);
     for (int r = 0; r < o->ranks; ++r) {
         const int32_t before = r == 0 ? 0 : o->node[r - 1];
 
@@ -81,6 +82,7 @@ static tsr_status take_memory(tsr_planner *p)
         {&p->node_holding, nodes, sizeof *p->node_holding},
         {&p->node_seen, nodes, sizeof *p->node_seen},
         {&p->expert_load, experts, sizeof *p->expert_load},
+        {&p->alone, ranks * p->options.window, sizeof *p->alone},
         {&p->load, ranks, sizeof *p->load},
         {&p->amount, p->capacity, sizeof *p->amount},
         {&p->even_counts, cells, sizeof *p->even_counts},
@@ -266,8 +268,11 @@ tsr_status plan_check(const tsr_planner *p, int64_t i, int32_t owner, int64_t lo
 }
 
 tsr_status tsr_plan_holdings(tsr_planner *p, const int32_t *owner, const int64_t *predicted,
-                             tsr_plan *plan)
+                             const tsr_load_past *past, tsr_plan *plan)
 {
+    p->past = past != NULL ? *past : (tsr_load_past){.steps = 0};
+    TSR_CHECK(p->past.steps >= 0 && p->past.steps <= p->options.window, TSR_ERR_ARG,
+              "placement: %d past steps, must be in [0, %d]", p->past.steps, p->options.window);
     for (int e = 0; e < p->options.experts; ++e) {
         TSR_TRY(plan_check(p, e, owner[e], predicted[e]));
     }

@@ -8,46 +8,10 @@
 
 #include <string.h>
 
-/* Who takes a second copy of e without need: the emptiest rank with a slot; -1: none. */
-static int second_holder(const tsr_planner *p, int e)
+/* A largest load that is not worth a copy: half of what the spill lets pass. */
+static int64_t most_tolerated(const tsr_planner *p, int64_t mean)
 {
-    int best = -1;
-
-    for (int r = 0; r < p->options.ranks; ++r) {
-        if (p->copies[r] < p->hidden_slots && r != p->owner[e] && holders_may_import(p, e, r) &&
-            (best < 0 || p->trial_load[r] < p->trial_load[best])) {
-            best = r;
-        }
-    }
-    return best;
-}
-
-/* Experts that only their owner holds make at most three quarters of the mean on any rank, so that
- * they may grow by a third unforeseen: the heaviest get a second holder. p->order: by falling
- * load. */
-static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
-{
-    memset(p->left, 0, (size_t)p->options.ranks * sizeof *p->left);
-    memset(p->unplaced, 0, (size_t)p->options.experts * sizeof *p->unplaced); /* has copies */
-    for (int64_t i = 0; i < p->added_count; ++i) {
-        p->unplaced[p->added[i].expert] = 1;
-    }
-    for (int e = 0; e < p->options.experts; ++e) {
-        p->left[p->owner[e]] += p->unplaced[e] == 0 ? predicted[e] : 0;
-    }
-    for (int i = 0; i < p->options.experts; ++i) {
-        const int e = p->order[i];
-
-        if (p->unplaced[e] != 0 || 4 * p->left[p->owner[e]] <= 3 * mean) {
-            continue;
-        }
-        const int rank = second_holder(p, e);
-        if (rank >= 0) {
-            holders_add(p, e, rank);
-            p->trial_load[rank] += predicted[e] / 2;
-            p->left[p->owner[e]] -= predicted[e];
-        }
-    }
+    return mean + (int64_t)((p->options.target - 1.0) / 2.0 * (double)mean);
 }
 
 /* Does it pay to bring e into one more node, even if nothing hides its way? Its rows come and go
@@ -63,6 +27,79 @@ static bool import_pays(const tsr_planner *p, int64_t tokens)
 static bool fill_pays(const tsr_planner *p, int64_t tokens, int parts)
 {
     return (double)tokens > p->options.fill_tokens * parts;
+}
+
+/* Who takes a second copy of e without need: the emptiest rank with a slot; -1: none. */
+static int second_holder(const tsr_planner *p, int e)
+{
+    int best = -1;
+
+    for (int r = 0; r < p->options.ranks; ++r) {
+        if (p->copies[r] < p->hidden_slots && r != p->owner[e] && holders_may_import(p, e, r) &&
+            (best < 0 || p->trial_load[r] < p->trial_load[best])) {
+            best = r;
+        }
+    }
+    return best;
+}
+
+/* What of e only its owner holds, in sums of the owner: sign 1 or -1. */
+static void count_alone(tsr_planner *p, int e, const int64_t *predicted, int sign)
+{
+    const int owner = p->owner[e];
+
+    p->left[owner] += sign * predicted[e];
+    for (int s = 0; s < p->past.steps; ++s) {
+        p->alone[(int64_t)owner * p->options.window + s] +=
+            sign * p->past.tokens[(int64_t)s * p->options.experts + e];
+    }
+}
+
+/* Have the experts that only their owner holds made more than that on a rank, or are they expected
+ * to? */
+static bool is_tight(const tsr_planner *p, int rank, int64_t most)
+{
+    for (int s = 0; s < p->past.steps; ++s) {
+        if (p->alone[(int64_t)rank * p->options.window + s] > most) {
+            return true;
+        }
+    }
+    return p->left[rank] > most;
+}
+
+/* What a rank has alone it cannot give away if the prediction is wrong: so that it be no more than
+ * the mean, as far as past steps tell, the heaviest experts get a second holder. Where no past is
+ * known, or a copy pays anyway, three quarters: they may grow by a third. p->order: by falling load.
+ */
+static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
+{
+    const int64_t careful = mean / 4 * 3, tolerated = most_tolerated(p, mean);
+
+    memset(p->left, 0, (size_t)p->options.ranks * sizeof *p->left);
+    memset(p->alone, 0, (size_t)p->options.ranks * (size_t)p->options.window * sizeof *p->alone);
+    memset(p->unplaced, 0, (size_t)p->options.experts * sizeof *p->unplaced); /* has copies */
+    for (int64_t i = 0; i < p->added_count; ++i) {
+        p->unplaced[p->added[i].expert] = 1;
+    }
+    for (int e = 0; e < p->options.experts; ++e) {
+        if (p->unplaced[e] == 0) {
+            count_alone(p, e, predicted, 1);
+        }
+    }
+    for (int i = 0; i < p->options.experts; ++i) {
+        const int e = p->order[i];
+        const bool is_careful = p->past.steps == 0 || fill_pays(p, predicted[e], p->options.ranks);
+
+        if (p->unplaced[e] != 0 || !is_tight(p, p->owner[e], is_careful ? careful : tolerated)) {
+            continue;
+        }
+        const int rank = second_holder(p, e);
+        if (rank >= 0) {
+            holders_add(p, e, rank);
+            p->trial_load[rank] += predicted[e] / 2;
+            count_alone(p, e, predicted, -1);
+        }
+    }
 }
 
 /* The node's slots that are left: experts that it does not hold, so that tokens need not leave it,
@@ -103,11 +140,12 @@ static void quota_holdings(tsr_planner *p, const int64_t *predicted)
 {
     const int experts = p->options.experts, ranks = p->options.ranks;
     int64_t total = 0;
-    int parts = 0;
+    int parts = 0, largest = 0;
 
     memset(p->load, 0, (size_t)ranks * sizeof *p->load);
     for (int e = 0; e < experts; ++e) {
         p->load[p->owner[e]] += predicted[e];
+        largest = p->load[p->owner[e]] > p->load[largest] ? p->owner[e] : largest;
         total += predicted[e];
         if (predicted[e] > 0) {
             p->parts[parts++] =
@@ -115,7 +153,11 @@ static void quota_holdings(tsr_planner *p, const int64_t *predicted)
         }
     }
     const int64_t mean = (total + ranks - 1) / ranks;
-    (void)relieve(p, parts, mean, p->hidden_slots, RELIEF_SPREADS);
+    if (p->load[largest] > most_tolerated(p, mean)) {
+        (void)relieve(p, parts, mean, p->hidden_slots, RELIEF_SPREADS);
+    } else {
+        memcpy(p->trial_load, p->load, (size_t)ranks * sizeof *p->load);
+    }
     plan_order(p, predicted, experts);
     loosen(p, predicted, mean);
     for (int n = 0; n < p->nodes; ++n) {

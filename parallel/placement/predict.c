@@ -87,6 +87,17 @@ void tsr_load_history_predict(const tsr_load_history *h, int layer, int64_t *tok
     }
 }
 
+tsr_load_past tsr_load_history_past(const tsr_load_history *h, int layer)
+{
+    const int64_t pushes = h->pushes[layer];
+
+    if (h->kind == TSR_PREDICT_EMA) {
+        return (tsr_load_past){.steps = 0};
+    }
+    return (tsr_load_past){.tokens = h->past + (int64_t)layer * h->window * h->experts,
+                           .steps = pushes < h->window ? (int)pushes : h->window};
+}
+
 /* ---- as numbers: steps [L], then the tokens [L, window, E] or the means [L,E] ---------------- */
 
 int64_t tsr_load_history_size(const tsr_load_history *h)

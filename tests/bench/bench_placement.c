@@ -40,8 +40,10 @@ static void add_up(const bench *b)
 static tsr_status plan_layer(const bench *b, tsr_planner *planner, tsr_plan *plan,
                              const tsr_load_history *history, tsr_quotas *quotas)
 {
+    const tsr_load_past past = tsr_load_history_past(history, 0);
+
     tsr_load_history_predict(history, 0, b->predicted);
-    TSR_TRY(tsr_plan_holdings(planner, b->owner, b->predicted, plan));
+    TSR_TRY(tsr_plan_holdings(planner, b->owner, b->predicted, &past, plan));
     TSR_TRY(tsr_plan_quotas(planner, b->counts, plan, quotas));
     TSR_TRY(tsr_plan_spill(planner, b->counts, plan));
     return plan->copies_added == 0 ? TSR_OK : tsr_plan_quotas(planner, b->counts, plan, quotas);
@@ -91,7 +93,8 @@ static tsr_status measure(const bench *b, tsr_placement_policy policy, const cha
                                 .spill_slots = 1,
                                 .budget = 2 * SLOTS,
                                 .node_budget = 2 * SLOTS * RANKS_PER_NODE,
-                                .target = 1.05};
+                                .target = 1.05,
+                                .window = WINDOW};
     tsr_load_options load_options = {
         .layers = 1, .experts = b->experts, .ranks = b->ranks, .seed = 1};
     tsr_planner *planner = NULL;

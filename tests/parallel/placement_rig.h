@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { PLACEMENT_RANKS = 64, PLACEMENT_EXPERTS = 256 };
+enum { PLACEMENT_RANKS = 64, PLACEMENT_EXPERTS = 256, PLACEMENT_WINDOW = 5 };
 
 typedef struct placement_rig {
     tsr_plan_options options;
@@ -18,6 +18,7 @@ typedef struct placement_rig {
     int32_t node[PLACEMENT_RANKS];
     int32_t owner[PLACEMENT_EXPERTS];
     int64_t predicted[PLACEMENT_EXPERTS];
+    tsr_load_past past; /* none, if nothing is said */
     int64_t counts[PLACEMENT_RANKS * PLACEMENT_EXPERTS];
 } placement_rig;
 
@@ -32,7 +33,8 @@ static inline tsr_plan_options placement_options(tsr_placement_policy policy, in
                               .spill_slots = slots > 1 ? 1 : 0,
                               .budget = slots,
                               .node_budget = experts,
-                              .target = 1.05};
+                              .target = 1.05,
+                              .window = PLACEMENT_WINDOW};
 }
 
 /** Nodes of `per_node` ranks; experts dealt evenly. */
@@ -58,7 +60,7 @@ static inline void placement_close(placement_rig *rig)
 /** Holdings, quotas, spill, and quotas again where it added something. */
 static inline void placement_run(placement_rig *rig)
 {
-    assert_ok(tsr_plan_holdings(rig->planner, rig->owner, rig->predicted, &rig->plan));
+    assert_ok(tsr_plan_holdings(rig->planner, rig->owner, rig->predicted, &rig->past, &rig->plan));
     assert_ok(tsr_plan_quotas(rig->planner, rig->counts, &rig->plan, &rig->quotas));
     assert_ok(tsr_plan_spill(rig->planner, rig->counts, &rig->plan));
     if (rig->plan.copies_added > 0) {

@@ -122,7 +122,7 @@ static void check_plan(placement_rig *g)
     static int32_t begin[PLACEMENT_EXPERTS + 1];
     const int hidden = g->options.slots - g->options.spill_slots;
 
-    assert_ok(tsr_plan_holdings(g->planner, g->owner, g->predicted, &g->plan));
+    assert_ok(tsr_plan_holdings(g->planner, g->owner, g->predicted, &g->past, &g->plan));
     check_holding(g, &g->plan.holding, g->plan.copies,
                   hidden < g->options.budget ? hidden : g->options.budget);
     assert_ok(tsr_plan_quotas(g->planner, g->counts, &g->plan, &g->quotas));
@@ -216,8 +216,8 @@ static void wrong_options_are_refused(void **state)
     tsr_planner *planner = NULL;
 
     right.node = node;
-    tsr_plan_options wrong[10];
-    for (int i = 0; i < 10; ++i) {
+    tsr_plan_options wrong[11];
+    for (int i = 0; i < 11; ++i) {
         wrong[i] = right;
     }
     wrong[0].layers = 0;
@@ -230,7 +230,8 @@ static void wrong_options_are_refused(void **state)
     wrong[7].target = 0.99;
     wrong[8].node = gap;
     wrong[9].node = late;
-    for (int i = 0; i < 10; ++i) {
+    wrong[10].window = -1;
+    for (int i = 0; i < 11; ++i) {
         assert_int_equal(tsr_planner_create(&wrong[i], &planner), TSR_ERR_ARG);
         assert_null(planner);
     }
@@ -245,15 +246,18 @@ static void wrong_calls_are_refused(void **state)
     assert_int_equal(tsr_plan_quotas(rig.planner, rig.counts, &rig.plan, &rig.quotas),
                      TSR_ERR_STATE);
     rig.owner[3] = 4;
-    assert_int_equal(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, &rig.plan),
+    assert_int_equal(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, NULL, &rig.plan),
                      TSR_ERR_ARG);
     assert_non_null(strstr(tsr_error_message(), "expert 3: owner = 4"));
     rig.owner[3] = 1;
     rig.predicted[5] = -1;
-    assert_int_equal(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, &rig.plan),
+    assert_int_equal(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, NULL, &rig.plan),
                      TSR_ERR_ARG);
     rig.predicted[5] = 0;
-    assert_ok(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, &rig.plan));
+    rig.past.steps = PLACEMENT_WINDOW + 1;
+    assert_int_equal(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, &rig.past, &rig.plan),
+                     TSR_ERR_ARG);
+    assert_ok(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, NULL, &rig.plan));
     assert_int_equal(tsr_plan_spill(rig.planner, rig.counts, &rig.plan), TSR_ERR_STATE);
     rig.counts[31] = -1;
     assert_int_equal(tsr_plan_quotas(rig.planner, rig.counts, &rig.plan, &rig.quotas), TSR_ERR_ARG);
@@ -283,10 +287,15 @@ static void history_predicts_means(void **state)
     assert_true(tokens[0] == 30 && tokens[1] == 1); /* without the first */
     tsr_load_history_predict(window, 0, tokens);
     assert_true(tokens[0] == 0 && tokens[1] == 0); /* layers are apart */
+    assert_int_equal(tsr_load_history_past(window, 0).steps, 0);
+    const tsr_load_past past = tsr_load_history_past(window, 1);
+    assert_int_equal(past.steps, 3);
+    assert_int_equal(past.tokens[0] + past.tokens[2] + past.tokens[4], 90);
     tsr_load_history_push(ema, 0, steps[0]);
     tsr_load_history_push(ema, 0, steps[1]);
     tsr_load_history_push(ema, 0, steps[2]);
     tsr_load_history_predict(ema, 0, tokens);
+    assert_int_equal(tsr_load_history_past(ema, 0).steps, 0);
     assert_int_equal(tokens[0], 38); /* half of 60, half of 15: 37.5 */
     tsr_load_history_destroy(&window);
     tsr_load_history_destroy(&ema);

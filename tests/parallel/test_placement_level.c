@@ -5,7 +5,7 @@
  * arXiv:2511.16947), and in whole tokens its ceiling can be reached (flows are integral). */
 #include "tests/parallel/placement_rig.h"
 
-enum { SMALL_RANKS = 6, SMALL_EXPERTS = 8, CASES = 400, STEPS = 6, WARM_UP = 5 };
+enum { SMALL_RANKS = 6, SMALL_EXPERTS = 8, CASES = 400, STEPS = 6, WARM_UP = PLACEMENT_WINDOW };
 
 static placement_rig rig; /* large: not on the stack */
 
@@ -144,6 +144,7 @@ static double residual(tsr_placement_policy policy, const char *shape, int ranks
         }
         if (step >= WARM_UP) {
             tsr_load_history_predict(history, 0, rig.predicted);
+            rig.past = tsr_load_history_past(history, 0);
             placement_run(&rig);
             sum += placement_residual(&rig);
             worst = placement_residual(&rig) > worst ? placement_residual(&rig) : worst;

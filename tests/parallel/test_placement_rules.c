@@ -27,7 +27,7 @@ static void set_counts(int source, const int64_t *loads)
 
 static void plan_from_prediction(void)
 {
-    assert_ok(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, &rig.plan));
+    assert_ok(tsr_plan_holdings(rig.planner, rig.owner, rig.predicted, &rig.past, &rig.plan));
 }
 
 static void algorithm_1_copies_the_hottest_everywhere(void **state)
@@ -316,6 +316,40 @@ static void slots_left_take_what_pays(void **state)
     }
 }
 
+/* Two ranks, 400 tokens expected on each. Copies are made where what a rank has alone has once been
+ * more than 1.025 times that, and then of the heaviest expert. */
+static void past_loads_decide_what_is_loosened(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t
+            peak; /* of rank 0's heaviest expert, at the cost of rank 1's, in one of two steps */
+        int64_t copies;
+    } cases[] = {{100, 0}, {110, 0}, {111, 1}, {250, 1}};
+    static const int32_t of_0[] = {0, 1};
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        tsr_plan_options options = placement_options(TSR_PLACEMENT_QUOTA, 2, 8, 4);
+        int64_t steps[2][8];
+
+        options.spill_slots = 0;
+        options.fill_tokens = 1e9;
+        placement_open(&rig, &options, 2);
+        for (int e = 0; e < 8; ++e) {
+            rig.predicted[e] = steps[0][e] = steps[1][e] = 100;
+        }
+        rig.predicted[0] = 101; /* so that it comes first */
+        rig.predicted[1] = 99;
+        steps[1][0] = cases[i].peak;
+        steps[1][4] = 200 - cases[i].peak;
+        rig.past = (tsr_load_past){.tokens = steps[0], .steps = 2};
+        plan_from_prediction();
+        assert_int_equal(rig.plan.copies, cases[i].copies);
+        assert_holders(&rig.plan.holding, 0, 1 + (int)cases[i].copies, of_0);
+        placement_close(&rig);
+    }
+}
+
 static void moves_are_weighed(void **state)
 {
     (void)state;
@@ -373,6 +407,7 @@ int main(void)
         cmocka_unit_test(eplb_packs_copies),
         cmocka_unit_test(copies_serve_their_node),
         cmocka_unit_test(slots_left_take_what_pays),
+        cmocka_unit_test(past_loads_decide_what_is_loosened),
         cmocka_unit_test(moves_are_weighed),
         cmocka_unit_test(even_owners_of_uneven_numbers),
     };
