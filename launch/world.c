@@ -225,11 +225,12 @@ static tsr_status gather_places(const world *w, place **all_out)
 tsr_status world_thread_share(const world *w, int *threads_out)
 {
     place *all = NULL;
-    int sharing = 0;
+    const int rank = tsr_comm_rank(w->comm);
+    int sharing = 1;
 
     TSR_TRY(gather_places(w, &all));
     for (int r = 0; r < tsr_comm_size(w->comm); ++r) {
-        sharing += memcmp(&all[r], &all[tsr_comm_rank(w->comm)], sizeof *all) == 0;
+        sharing += r != rank && memcmp(&all[r], &all[rank], sizeof *all) == 0;
     }
     tsr_mem_free(all);
     *threads_out = world_cores() > sharing ? world_cores() / sharing : 1;

@@ -69,8 +69,8 @@ static bool is_tight(const tsr_planner *p, int rank, int64_t most)
 
 /* What a rank has alone it cannot give away if the prediction is wrong: so that it be no more than
  * the mean, as far as past steps tell, the heaviest experts get a second holder. Where no past is
- * known, or a copy pays anyway, three quarters: they may grow by a third. p->order: by falling load.
- */
+ * known, or a copy pays anyway, three quarters: they may grow by a third. p->order: by falling
+ * load. */
 static void loosen(tsr_planner *p, const int64_t *predicted, int64_t mean)
 {
     const int64_t careful = mean / 4 * 3, tolerated = most_tolerated(p, mean);
