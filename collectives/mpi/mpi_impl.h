@@ -15,8 +15,8 @@ typedef struct word {
     char phase[TSR_PHASE_MAX];
     char operation[32];
     bool is_last;
-    bool is_heard;   /* meaningful at the receiver only */
-    uint8_t heard[]; /* [P] whom the speaker has heard */
+    bool is_heard;    /* meaningful at the receiver only */
+    uint64_t heard[]; /* [P / 64, rounded up] a bit for each rank that the speaker has heard */
 } word;
 
 /* Shared by an outermost communicator and all that were split from it: a rank that waits on any of

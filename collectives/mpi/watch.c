@@ -37,8 +37,7 @@ static const word *newest(const watch *self, int rank)
 
 tsr_status mpi_watch_take(int size, watch **watch_out)
 {
-    const size_t unit = sizeof(int64_t);
-    const size_t word_bytes = (sizeof(word) + (size_t)size + unit - 1) / unit * unit;
+    const size_t word_bytes = sizeof(word) + ((size_t)size + 63) / 64 * sizeof(uint64_t);
     void *block = NULL;
 
     TSR_TRY(tsr_mem_alloc(TSR_MEM_COMM, sizeof(watch) + ((size_t)size + 1) * word_bytes, &block));
@@ -144,7 +143,7 @@ static void say_last(const watch *self)
 
     memcpy(own, slot(self, self->rank), self->word_bytes);
     for (int rank = 0; rank < self->size; ++rank) {
-        own->heard[rank] = slot(self, rank)->is_heard;
+        own->heard[rank / 64] |= (uint64_t)slot(self, rank)->is_heard << rank % 64;
     }
     own->is_last = true;
     send_to_all(self, own);
@@ -188,8 +187,9 @@ static kind kind_of(const watch *self, int rank)
     for (int other = 0; other < self->size; ++other) {
         const word *said = newest(self, other);
         if (other != rank && said->is_heard && said->is_last) {
-            has_heard = has_heard || said->heard[rank];
-            has_not = has_not || !said->heard[rank];
+            const bool has = (said->heard[rank / 64] >> rank % 64 & 1) != 0;
+            has_heard = has_heard || has;
+            has_not = has_not || !has;
         }
     }
     return !has_heard ? SILENT : has_not ? TORN : HEARD;
