@@ -93,6 +93,14 @@ VEC_INLINE void amx_load_b(const float *b, int64_t row)
     _tile_loadd(7, b + AMX_WORDS, (size_t)row * sizeof *b);
 }
 
+/* The same, past the first-level cache. */
+VEC_INLINE void amx_stream_b(const float *b, int64_t row)
+{
+    amx_after_stores();
+    _tile_stream_loadd(6, b, (size_t)row * sizeof *b);
+    _tile_stream_loadd(7, b + AMX_WORDS, (size_t)row * sizeof *b);
+}
+
 VEC_INLINE void amx_multiply(void)
 {
     _tile_dpbf16ps(0, 4, 6);

@@ -33,11 +33,11 @@ typedef struct pass {
     bool is_first, is_last, is_exchanged;
 } pass;
 
-/* The products of parts that count, of a and of b, the largest last. Most neighbours share a
- * factor, which is loaded once. */
+/* The products of parts that count, of a and of b, the largest last. Neighbours share a factor,
+ * which is loaded once: three times one of a, the larger side, and four times one of b. */
 static const struct {
     int a, b;
-} products[] = {{1, 1}, {0, 1}, {0, 2}, {2, 0}, {1, 0}, {0, 0}};
+} products[] = {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}};
 
 enum { PRODUCTS = sizeof products / sizeof *products };
 
@@ -56,7 +56,8 @@ VEC_INLINE void add_parts(amx_factor a, amx_factor b, int64_t steps, bool is_exc
                 amx_load_a(a.at + next_a * STEP, a.row);
             }
             if (next_b != part_b) {
-                amx_load_b(b.at + next_b * STEP, b.row);
+                /* a stays, b passes by; where it is the one loaded less, it may push a out */
+                (is_exchanged ? amx_load_b : amx_stream_b)(b.at + next_b * STEP, b.row);
             }
             amx_multiply();
             part_a = next_a;
@@ -80,9 +81,15 @@ static void fetch_rows(const side *a, int64_t elements, int64_t share, int64_t s
     const int64_t lines = ((is_along ? elements : BLOCK) + per_line - 1) / per_line;
     const int64_t all = lines * (is_along ? BLOCK : elements);
     const int64_t row = is_along ? a->outer : a->along;
+    int64_t at = share * all / shares, line = at % lines;
+    const char *to = a->at + at / lines * row;
 
-    for (int64_t at = share * all / shares; at < (share + 1) * all / shares; ++at) {
-        __builtin_prefetch(a->at + at / lines * row + at % lines * LINE, 0, 2);
+    for (const int64_t end = (share + 1) * all / shares; at < end; ++at) {
+        __builtin_prefetch(to + line * LINE, 0, 2);
+        if (++line == lines) {
+            line = 0;
+            to += row;
+        }
     }
 }
 
@@ -201,12 +208,28 @@ static side part_of(const tsr_gemm_side *whole, int64_t element, int64_t i, int6
     return (side){element_at(&s, i, r), s.outer, s.along, element};
 }
 
+/* Columns of b that are packed at once. */
+static int64_t most_columns(int parts, int64_t deep)
+{
+    return least(2 * MOST_PACKED / (parts * deep), MOST_SUMS / BLOCK) / BLOCK * BLOCK;
+}
+
+/* Elements of a sum in one pass; half as many where not all columns fit, since the rows of a are
+ * split into parts again for each part of the columns. Whole chunks, so that n does not change the
+ * order of a sum. */
+static int64_t deep_f32(const tsr_own_gemm_args *args)
+{
+    const int64_t chunk = CHUNK * BLOCK, most = MOST_ELEMENTS_F32, half = most / 2;
+    const bool is_wide = args->n > most_columns(PARTS_F32, most);
+
+    return even_part(args->k, is_wide ? half : most, chunk);
+}
+
 VEC_INLINE void run(int parts, const tsr_own_gemm_args *args, float *packed)
 {
     const int64_t element = parts == 1 ? sizeof(tsr_bf16) : sizeof(float);
-    const int64_t deep = even_part(args->k, parts == 1 ? MOST_ELEMENTS : MOST_ELEMENTS_F32, BLOCK);
-    const int64_t most_columns = least(2 * MOST_PACKED / (parts * deep), MOST_SUMS / BLOCK);
-    const int64_t columns = even_part(args->n, most_columns / BLOCK * BLOCK, BLOCK);
+    const int64_t deep = parts == 1 ? even_part(args->k, MOST_ELEMENTS, BLOCK) : deep_f32(args);
+    const int64_t columns = even_part(args->n, most_columns(parts, deep), BLOCK);
     const int64_t rows = deep >= args->k ? args->m : MOST_SUMS / columns / BLOCK * BLOCK;
 
     amx_begin();

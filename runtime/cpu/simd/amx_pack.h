@@ -108,10 +108,9 @@ VEC_INLINE void load_pairs(int parts, const side *s, int64_t i, int64_t lanes, i
 
 /* 16 words of one lane of a side whose elements are neighbours along the sum, part after part. */
 VEC_INLINE void load_words(int parts, const side *s, int64_t i, int64_t r, int64_t elements,
-                           vec word[PARTS_F32])
+                           bool is_whole, vec word[PARTS_F32])
 {
     const void *from = element_at(s, i, r);
-    const bool is_whole = elements - r >= BLOCK;
 
     if (parts == 1) {
         word[0] = (vec)load_halves(from, is_whole ? 0xffffffffu : first_halves(elements - r));
@@ -135,7 +134,7 @@ VEC_INLINE void load_columns(int parts, const side *s, int64_t i, int64_t lanes,
         vec word[PARTS_F32] = {0};
 
         if (lane < lanes) {
-            load_words(parts, s, i + lane, r, elements, word);
+            load_words(parts, s, i + lane, r, elements, elements - r >= BLOCK, word);
         }
 #pragma GCC unroll 3
         for (int part = 0; part < parts; ++part) {
@@ -196,7 +195,7 @@ VEC_INLINE void pack_columns_of(int parts, const side *b, int64_t columns, int64
 
 /* Rows of a whose elements are neighbours along the sum. */
 VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t elements,
-                                float *out)
+                                bool is_whole, float *out)
 {
     for (int64_t i = 0; i < BLOCK; ++i) {
         float *to = out + i * AMX_WORDS;
@@ -204,8 +203,8 @@ VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t 
         for (int64_t r = 0; r < elements; r += BLOCK, to += parts * STEP) {
             vec word[PARTS_F32] = {0};
 
-            if (i < rows) {
-                load_words(parts, a, i, r, elements, word);
+            if (is_whole || i < rows) {
+                load_words(parts, a, i, r, elements, is_whole || elements - r >= BLOCK, word);
             }
 #pragma GCC unroll 3
             for (int part = 0; part < parts; ++part) {
@@ -219,7 +218,11 @@ VEC_INLINE void pack_rows_along(int parts, const side *a, int64_t rows, int64_t 
 VEC_INLINE void pack_rows_of(int parts, const side *a, int64_t rows, int64_t elements, float *out)
 {
     if (a->along == a->element) {
-        pack_rows_along(parts, a, rows, elements, out);
+        if (rows >= BLOCK && elements % BLOCK == 0) {
+            pack_rows_along(parts, a, rows, elements, true, out);
+        } else {
+            pack_rows_along(parts, a, rows, elements, false, out);
+        }
         return;
     }
     for (int64_t r = 0; r < elements; r += BLOCK, out += parts * STEP) {
