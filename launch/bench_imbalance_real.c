@@ -29,7 +29,7 @@ static void print_head(const imbalance_bench *b, const char *load)
 {
     const imbalance_contender *c = &b->contender[IMBALANCE_EVEN];
     const tsr_model_config *m = &c->s->model;
-    const int ranks = tsr_comm_size(b->w->comm);
+    const int ranks = tsr_comm_size(b->w->comm), here = tsr_comm_local_size(b->w->comm);
     const int64_t tokens = c->s->train.global_batch / ranks * c->s->data.seq_len;
     FILE *to = b->w->people;
 
@@ -42,12 +42,12 @@ static void print_head(const imbalance_bench *b, const char *load)
         tsr_device_name(c->t.device), load, b->rounds, (long long)m->num_hidden_layers,
         (long long)m->hidden_size, (long long)m->num_experts, (long long)m->moe_intermediate_size,
         (long long)m->num_experts_per_tok, (long long)tokens, 100.0 * b->expert_share);
-    if (tsr_device_is_host(c->t.device) && b->ranks_here > b->cores) {
+    if (tsr_device_is_host(c->t.device) && here > b->cores) {
         (void)fprintf(
             to,
             "%d ranks share %d cores: step ms is the work of all, not the slowest rank's; "
             "go by max/mean and `by balance`\n",
-            b->ranks_here, b->cores);
+            here, b->cores);
     }
     (void)fprintf(to, "%-7s %7s %9s %7s %10s %8s %8s %7s %8s %7s %8s %8s %8s %7s %7s %6s %8s\n",
                   "policy", "owners", "max/mean", "worst", "by balance", "step ms", "least",
@@ -166,7 +166,7 @@ static tsr_status run(const cli_values *values, imbalance_bench *b)
     b->rounds = (int)rounds;
     TSR_TRY(imbalance_start(b, &load, is_wanted, keys, count));
     TSR_TRY(imbalance_measure(b));
-    TSR_TRY(world_crowd(b->w, &b->ranks_here, &b->cores));
+    TSR_TRY(world_host_cores(b->w, &b->cores));
     if (tsr_comm_rank(b->w->comm) == 0) {
         report(b, load_text);
     }

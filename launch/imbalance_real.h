@@ -35,9 +35,9 @@ typedef struct imbalance_bench {
     imbalance_gate loads, even;
     imbalance_contender contender[IMBALANCE_CONTENDERS];
     int contenders, rounds;
-    int ranks_here, cores; /* of this host; those that its ranks may use */
-    double expert_share;   /* of the computation with even loads, spent on rows at the experts */
-    double *scratch;       /* [rounds] */
+    int cores;           /* of this host, that its ranks may use */
+    double expert_share; /* of the computation with even loads, spent on rows at the experts */
+    double *scratch;     /* [rounds] */
 } imbalance_bench;
 
 /**

@@ -237,18 +237,16 @@ tsr_status world_thread_share(const world *w, int *threads_out)
     return TSR_OK;
 }
 
-tsr_status world_crowd(const world *w, int *ranks_out, int *cores_out)
+tsr_status world_host_cores(const world *w, int *cores_out)
 {
     place *all = NULL;
     cpu_set_t cores;
 
     CPU_ZERO(&cores);
-    *ranks_out = 0;
     TSR_TRY(gather_places(w, &all));
     for (int r = 0; r < tsr_comm_size(w->comm); ++r) {
         if (strcmp(all[r].host, all[tsr_comm_rank(w->comm)].host) == 0) {
             CPU_OR(&cores, &cores, &all[r].cores);
-            ++*ranks_out;
         }
     }
     tsr_mem_free(all);

@@ -53,7 +53,7 @@ int world_signal(void);
 int world_cores(void);
 /** Its share of them: divided by the ranks that may use just the same cores. Collective. */
 TSR_NODISCARD tsr_status world_thread_share(const world *w, int *threads_out);
-/** Ranks on its host, and the cores that they may use between them. Collective. */
-TSR_NODISCARD tsr_status world_crowd(const world *w, int *ranks_out, int *cores_out);
+/** Cores that the ranks on its host may use between them. Collective. */
+TSR_NODISCARD tsr_status world_host_cores(const world *w, int *cores_out);
 
 #endif

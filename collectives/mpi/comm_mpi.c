@@ -243,7 +243,7 @@ static int share_seats(comm_mpi *self, int node, int plane, int name)
     return rc;
 }
 
-static int duplicate(MPI_Comm parent, MPI_Comm *out)
+int mpi_duplicate(MPI_Comm parent, MPI_Comm *out)
 {
     int rc = MPI_Comm_dup(parent, out);
 
@@ -286,7 +286,7 @@ static tsr_status create(MPI_Comm parent, double timeout_s, int plane, comm_mpi 
     self->base.names = self->names;
     self->chunk_bytes = CHUNK_BYTES;
     self->direct_bytes = DIRECT_BYTES;
-    rc = duplicate(parent, &self->handle);
+    rc = mpi_duplicate(parent, &self->handle);
     if (rc == MPI_SUCCESS && like == NULL) {
         rc = mpi_watch_open(self->watch, parent);
     }

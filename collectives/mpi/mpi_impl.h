@@ -53,6 +53,9 @@ typedef struct waiter {
     int64_t turns;
 } waiter;
 
+/* A private duplicate that returns errors. Collective; an MPI error code. */
+int mpi_duplicate(MPI_Comm parent, MPI_Comm *out);
+
 /* Memory of a watch for so many ranks; mpi_watch_open makes it one, before which a release only
  * frees it. */
 TSR_NODISCARD tsr_status mpi_watch_take(int size, watch **watch_out);

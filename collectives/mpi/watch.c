@@ -53,11 +53,8 @@ tsr_status mpi_watch_take(int size, watch **watch_out)
 
 int mpi_watch_open(watch *self, MPI_Comm parent)
 {
-    int rc = MPI_Comm_dup(parent, &self->handle);
+    const int rc = mpi_duplicate(parent, &self->handle);
 
-    if (rc == MPI_SUCCESS) {
-        rc = MPI_Comm_set_errhandler(self->handle, MPI_ERRORS_RETURN);
-    }
     return rc == MPI_SUCCESS ? MPI_Comm_rank(self->handle, &self->rank) : rc;
 }
 

@@ -139,13 +139,13 @@ static void fill_node(tsr_planner *p, const int64_t *predicted, int n)
 static void quota_holdings(tsr_planner *p, const int64_t *predicted)
 {
     const int experts = p->options.experts, ranks = p->options.ranks;
-    int64_t total = 0;
-    int parts = 0, largest = 0;
+    int64_t total = 0, largest = 0;
+    int parts = 0;
 
     memset(p->load, 0, (size_t)ranks * sizeof *p->load);
     for (int e = 0; e < experts; ++e) {
         p->load[p->owner[e]] += predicted[e];
-        largest = p->load[p->owner[e]] > p->load[largest] ? p->owner[e] : largest;
+        largest = p->load[p->owner[e]] > largest ? p->load[p->owner[e]] : largest;
         total += predicted[e];
         if (predicted[e] > 0) {
             p->parts[parts++] =
@@ -153,11 +153,8 @@ static void quota_holdings(tsr_planner *p, const int64_t *predicted)
         }
     }
     const int64_t mean = (total + ranks - 1) / ranks;
-    if (p->load[largest] > most_tolerated(p, mean)) {
-        (void)relieve(p, parts, mean, p->hidden_slots, RELIEF_SPREADS);
-    } else {
-        memcpy(p->trial_load, p->load, (size_t)ranks * sizeof *p->load);
-    }
+    const int64_t goal = largest > most_tolerated(p, mean) ? mean : largest;
+    (void)relieve(p, parts, goal, p->hidden_slots, RELIEF_SPREADS);
     plan_order(p, predicted, experts);
     loosen(p, predicted, mean);
     for (int n = 0; n < p->nodes; ++n) {

@@ -76,10 +76,15 @@ void tsr_load_history_push(tsr_load_history *h, int layer, const int64_t *tokens
     }
 }
 
+static int known_steps(const tsr_load_history *h, int layer)
+{
+    return h->pushes[layer] < h->window ? (int)h->pushes[layer] : h->window;
+}
+
 void tsr_load_history_predict(const tsr_load_history *h, int layer, int64_t *tokens_out)
 {
-    const int64_t pushes = h->pushes[layer], first = (int64_t)layer * h->experts;
-    const int64_t steps = pushes < h->window ? (pushes > 0 ? pushes : 1) : h->window;
+    const int64_t first = (int64_t)layer * h->experts, known = known_steps(h, layer);
+    const int64_t steps = known > 0 ? known : 1;
 
     for (int e = 0; e < h->experts; ++e) {
         tokens_out[e] = h->kind == TSR_PREDICT_EMA ? (int64_t)llround(h->mean[first + e])
@@ -89,13 +94,11 @@ void tsr_load_history_predict(const tsr_load_history *h, int layer, int64_t *tok
 
 tsr_load_past tsr_load_history_past(const tsr_load_history *h, int layer)
 {
-    const int64_t pushes = h->pushes[layer];
-
     if (h->kind == TSR_PREDICT_EMA) {
         return (tsr_load_past){.steps = 0};
     }
     return (tsr_load_past){.tokens = h->past + (int64_t)layer * h->window * h->experts,
-                           .steps = pushes < h->window ? (int)pushes : h->window};
+                           .steps = known_steps(h, layer)};
 }
 
 /* ---- as numbers: steps [L], then the tokens [L, window, E] or the means [L,E] ---------------- */

@@ -317,14 +317,13 @@ static void slots_left_take_what_pays(void **state)
 }
 
 /* Two ranks, 400 tokens expected on each. Copies are made where what a rank has alone has once been
- * more than 1.025 times that, and then of the heaviest expert. */
+ * more than 1.025 times that, and then of the heaviest expert. In one of two steps rank 0's had
+ * `peak` tokens, at the cost of rank 1's. */
 static void past_loads_decide_what_is_loosened(void **state)
 {
     (void)state;
     static const struct {
-        int64_t
-            peak; /* of rank 0's heaviest expert, at the cost of rank 1's, in one of two steps */
-        int64_t copies;
+        int64_t peak, copies;
     } cases[] = {{100, 0}, {110, 0}, {111, 1}, {250, 1}};
     static const int32_t of_0[] = {0, 1};
 
